@@ -1,0 +1,42 @@
+"""What an attachment did, as counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class SessionStats:
+    """Counts since the session began. Written by the thread that uses the model; reading is always safe."""
+
+    prompts: int = 0
+    tokens_evaluated: int = 0
+    """Every token that went through ``Llama.eval``, prompt and generated."""
+    tokens_restored: int = 0
+    """Prompt tokens that a restore saved evaluating, beyond what the live context held."""
+    restores: int = 0
+    restores_avoided: int = 0
+    """Prompts that the live context served."""
+    cold_starts: int = 0
+    """Prompts evaluated from their first token."""
+    pieces_captured: int = 0
+    bytes_captured: int = 0
+    """Bytes of rows put into the store (those found there already are not counted)."""
+    checkpoint_bytes: int = 0
+    """Bytes of sliding-window rows put into the store, the same way."""
+    captures_skipped: int = 0
+    """Captures cut short because the store's write queue was full; they are tried again later."""
+    bytes_restored: int = 0
+    """Bytes read for restores, rows and windows."""
+    misses: Counter[str] = field(default_factory=Counter)
+    """Why a restore was shorter than it could have been, by reason."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """Exceptions that the adapter kept from inference, by type."""
+    last_error: str = ""
+    refused: str = ""
+    """Why this model's state is not stored at all; empty if it is."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "misses": dict(self.misses), "errors": dict(self.errors)}

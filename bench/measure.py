@@ -1,0 +1,62 @@
+"""What the suites share: alternating arms, medians, folder sizes, and facts about the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+#: A suite: whether to be quick, and where to say what it is doing.
+Suite = Callable[[bool, Callable[[str], None]], dict[str, Any]]
+
+
+def alternate(arms: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Each arm ``repeats`` times, in turns, so that what disturbs the machine disturbs all of them."""
+    samples: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(repeats):
+        for name, arm in arms.items():
+            samples[name].append(arm())
+    return samples
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that ``work`` takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def spread(samples: Sequence[float]) -> dict[str, float]:
+    """Median, least and most; what the report shows of one arm."""
+    return {"median": statistics.median(samples), "min": min(samples), "max": max(samples), "runs": len(samples)}
+
+
+def folder_bytes(path: Path) -> int:
+    """What a file or folder occupies on disk (holes do not count)."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(f.stat().st_blocks * 512 for f in files if f.is_file())
+
+
+def kernel_bytes_written() -> int | None:
+    """Bytes that this process caused to be written, as Linux counts them; None elsewhere."""
+    try:
+        lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes:"))
+
+
+def machine() -> dict[str, str]:
+    """The machine in general terms."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    release = ".".join(platform.release().split(".")[:2])
+    return {
+        "processor": f"{os.cpu_count()} cores, {platform.machine()}",
+        "memory": f"{memory / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {release}",
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,262 @@
+"""Keep the figures as JSON and write them as tables into docs/benchmarks.md, between its two markers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- FIGURES: written by `make bench` -->\n", "<!-- END OF FIGURES -->\n"
+
+_MEANS = {
+    "drop_caches": "through `/proc/sys/vm/drop_caches`",
+    "posix_fadvise": "by `posix_fadvise(DONTNEED)`",
+    "none": "**not at all**: this system has no means",
+}
+Lines = Iterator[str]
+
+
+def keep(figures: Mapping[str, Any], machine: Mapping[str, str], *, quick: bool) -> Path:
+    """Add the figures to the summary and write the tables anew; the page they are on."""
+    folder = ROOT / ".benchmarks" / "quick" if quick else ROOT / "bench" / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    summary = folder / "summary.json"
+    known = json.loads(summary.read_text(encoding="utf-8"))["figures"] if summary.exists() else {}
+    known.update(figures)
+    text = json.dumps({"quick": quick, "machine": machine, "figures": known}, indent=2)
+    summary.write_text(text + "\n", encoding="utf-8")
+    page = folder / "figures.md" if quick else PAGE
+    page.write_text(_page(page, tables(known, machine, quick=quick)), encoding="utf-8")
+    return page
+
+
+def _page(page: Path, content: str) -> str:
+    before, after = f"# Benchmarks\n\n{BEGIN}", END
+    if page.exists():
+        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        before, after = before + BEGIN, END + rest.partition(END)[2]
+    return f"{before}\n{content}\n{after}"
+
+
+def tables(figures: Mapping[str, Any], machine: Mapping[str, str], *, quick: bool) -> str:
+    """All figures as Markdown."""
+    command = "make bench" + (" QUICK=1" if quick else "")
+    facts = ", ".join(f"{value}" if name != "python" else f"Python {value}" for name, value in machine.items())
+    lines = [f"Made by `{command}` on: {facts}. Medians, with least and most in brackets."]
+    for name, write in _WRITERS.items():
+        if name in figures:
+            lines += ["", *write(figures[name])]
+    return "\n".join(lines) + "\n"
+
+
+# -- one function a suite ------------------------------------------------------------------------------------
+
+
+def _warm_ttft(figures: Mapping[str, Any]) -> Lines:
+    yield from ("## Time to first token after a restart", "")
+    yield f"Page cache dropped {_dropped(figures)}."
+    yield ""
+    rows = figures["rows"]
+    yield from _table(
+        ["model", "tokens", "cold", "LlamaDiskCache", "raw state file", "**kvtier**", "kvtier / raw", "goal"],
+        (
+            [
+                r["model"],
+                f"{r['tokens']:,}",
+                *(_range(r["ttft_s"][arm], _time) for arm in ("cold", "disk_cache", "raw", "kvtier")),
+                f"**{r['kvtier_to_raw']:.2f}**",
+                "≤ 1.5",
+            ]
+            for r in rows
+        ),
+    )
+    yield from ("", "What saving took, and what it left on disk (only kvtier's is durable when it is done):", "")
+    arms = ("disk_cache", "raw", "kvtier")
+    yield from _table(
+        [
+            "model",
+            "tokens",
+            "LlamaDiskCache",
+            "raw state file",
+            "kvtier",
+            "kvtier: open and attach",
+            "same first token",
+        ],
+        (
+            [
+                r["model"],
+                f"{r['tokens']:,}",
+                *(f"{_time(r['save_s'][a])}, {_size(r['bytes'][a])}" for a in arms),
+                _time(r["open_s"]["median"]),
+                "yes" if r["same_first_token"] else "**no**",
+            ]
+            for r in rows
+        ),
+    )
+
+
+def _chat(figures: Mapping[str, Any]) -> Lines:
+    yield from ("## What a turn writes, and what saving costs", "")
+    for row in figures["rows"]:
+        yield f"{row['model']}, {row['kv_bytes_per_token']:,} KV bytes a token:"
+        yield ""
+        yield from _table(
+            [
+                "turn",
+                "new tokens",
+                "their KV bytes",
+                "written",
+                "written / new",
+                "goal",
+                "checkpoints",
+                "by the kernel",
+            ],
+            (
+                [
+                    str(n),
+                    f"{t['new_tokens']:,}",
+                    _size(t["bytes_new_kv"]),
+                    _size(t["bytes_written"]),
+                    f"**{t['written_to_new']:.3f}**",
+                    "≤ 1.10",
+                    _size(t["checkpoint_bytes"]),
+                    "-" if t["kernel_bytes_written"] is None else _size(t["kernel_bytes_written"]),
+                ]
+                for n, t in enumerate(row["turns"], 1)
+            ),
+        )
+        yield ""
+    yield from (
+        "“By the kernel”: all bytes sent to the disk, index and checkpoints too. Decoding, tokens a second:",
+        "",
+    )
+    yield from _table(
+        ["model", "saving off", "saving on", "on / off"],
+        (
+            [
+                r["model"],
+                *(_range(r["decode"]["tokens_per_s"][a], "{:.1f}".format) for a in ("off", "on")),
+                f"**{r['decode']['on_to_off']:.3f}**",
+            ]
+            for r in figures["rows"]
+        ),
+    )
+
+
+def _storage(figures: Mapping[str, Any]) -> Lines:
+    put, ram, flush = figures["put"], figures["ram"], figures["flush"]
+    yield from (f"## Blocks of {figures['block_bytes'] >> 20} MiB", "", "One block:", "")
+    yield from _table(
+        ["", "time", "ratio"],
+        [
+            ["`put`", _range(put["put"], _time), ""],
+            [
+                "memcpy into new memory",
+                _range(put["memcpy_new"], _time),
+                f"**{put['put_to_memcpy_new']:.2f}** (put / it)",
+            ],
+            [
+                "memcpy into warm memory",
+                _range(put["memcpy_warm"], _time),
+                f"{put['put_to_memcpy_warm']:.2f} (put / it)",
+            ],
+            ["`get` from RAM", _range(ram["get"], _time), "copies nothing"],
+            ["`get_into` from RAM", _range(ram["get_into"], _time), ""],
+            [
+                "memcpy into the same memory",
+                _range(ram["memcpy"], _time),
+                f"{ram['memcpy_to_get_into']:.2f} (it / get_into)",
+            ],
+        ],
+    )
+    yield from ("", f"{figures['blocks']} blocks; page cache dropped {_dropped(figures)} for “cold”:", "")
+    warm, cold = figures["read_warm"], figures["read_cold"]
+
+    def reads(arm: str) -> list[str]:
+        return [_range(cold[arm], _rate), _range(warm[arm], _rate)]
+
+    yield from _table(
+        ["", "cold", "warm"],
+        [
+            ["`get_many`", *reads("get_many")],
+            ["preadv into new memory", *reads("preadv_new")],
+            ["`get_many` / preadv", *(f"**{r['get_many_to_preadv_new']:.2f}**" for r in (cold, warm))],
+            ["`get_into`, one by one", *reads("get_into")],
+            ["preadv into reused memory", *reads("preadv_reused")],
+            ["`get_into` / preadv", *(f"**{r['get_into_to_preadv_reused']:.2f}**" for r in (cold, warm))],
+        ],
+    )
+    yield ""
+    yield (
+        f"`put` and `flush` of them: {_range(flush['kvtier'], _rate)}; writing them to one file with one fsync: "
+        f"{_range(flush['plain'], _rate)}; ratio **{flush['kvtier_to_plain']:.2f}**."
+    )
+
+
+def _opening(figures: Mapping[str, Any]) -> Lines:
+    yield from (f"## Opening a store of {figures['blocks']:,} blocks", "")
+    ends = figures["open_s"]
+    yield from _table(
+        ["", "`Store.open`", "goal"],
+        [
+            ["after `close()`", _range(ends["closed"], _time), "< 0.5 s"],
+            ["after SIGKILL", _range(ends["killed"], _time), "< 0.5 s"],
+        ],
+    )
+    yield from (
+        "",
+        f"Page cache dropped {_dropped(figures)}. Index: {figures['index_bytes_per_block']:.0f} bytes a block.",
+    )
+
+
+def _operations(figures: Mapping[str, Any]) -> Lines:
+    yield from ("## Single calls", "")
+    yield from _table(["call", "time"], ([name, _time(s["median"])] for name, s in figures["call_s"].items()))
+
+
+_WRITERS: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
+    "warm_ttft": _warm_ttft,
+    "chat": _chat,
+    "storage": _storage,
+    "opening": _opening,
+    "operations": _operations,
+}
+
+
+# -- text ----------------------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> Lines:
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def _range(arm: Mapping[str, float], shown: Callable[[float], str]) -> str:
+    return f"{shown(arm['median'])} ({shown(arm['min'])} - {shown(arm['max'])})"
+
+
+def _dropped(figures: Mapping[str, Any]) -> str:
+    return " and ".join(_MEANS[means] for means in figures["page_cache"].split(", "))
+
+
+def _time(s: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if s * factor >= 1:
+            return f"{s * factor:.3g} {unit}"
+    return f"{s * 1e9:.0f} ns"
+
+
+def _size(nbytes: float) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.3g} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{_size(bytes_per_s)}/s"

@@ -1,0 +1,113 @@
+"""Time to first token in a new process: kvtier, llama.cpp's own state file, LlamaDiskCache, and no cache.
+
+For each model and length, one process evaluates the prompt and saves it in the three forms; then the arms
+alternate, a new process (:mod:`bench.warm_ttft_arm`) for each sample (the cold one is taken once). The clock
+runs from the request (model loaded, weights touched, store open, tokens in hand) to the first token. The
+files of all arms are dropped from memory just before it starts.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.measure import alternate, folder_bytes, spread
+from bench.workloads import model_files, prompt
+from kvtier_adapters.llama_cpp.demo import page_cache
+
+ARMS = ("kvtier", "raw", "disk_cache", "cold")
+
+
+def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """One row for each model and length; times in seconds."""
+    lengths, repeats = ([1024], 3) if quick else ([1024, 4096, 8000], 5)
+    rows = [_measure(name, model, n, repeats, say) for name, model in model_files().items() for n in lengths]
+    return {"rows": rows, "page_cache": rows[0]["page_cache"]}
+
+
+def _measure(name: str, model: Path, tokens: int, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="kvtier-bench-") as scratch:
+        folder = Path(scratch)
+        job = {"model": str(model), "folder": scratch, "prompt": prompt(model, tokens)}
+        say(f"{name}, {tokens} tokens: saving")
+        saved, _ = _process({**job, "arm": "save"}, folder)
+        (folder / "disk_cache").rename(folder / "disk_cache.kept")
+        means = set()
+        first: dict[str, set[int]] = {arm: set() for arm in ARMS}
+        opening: list[float] = []
+
+        def sample(arm: str) -> float:
+            say(f"{name}, {tokens} tokens: {arm}")
+            if arm == "disk_cache":
+                _restore_disk_cache(folder)
+            done, dropped = _process({**job, "arm": arm}, folder)
+            means.add(dropped)
+            first[arm].add(done["token"])
+            if arm == "kvtier":
+                opening.append(done["open_s"])
+                if done["restored"] != tokens - 1:
+                    raise RuntimeError(f"{done['restored']} of {tokens} tokens restored: {done['stats']}")
+            return float(done["ttft_s"])
+
+        samples = alternate({arm: partial(sample, arm) for arm in ARMS if arm != "cold"}, repeats)
+        samples["cold"] = [sample("cold")]  # once: it is the goal of nothing, and takes longest
+        times = {arm: spread(samples[arm]) for arm in ARMS}
+        return {
+            "model": name,
+            "tokens": tokens,
+            "ttft_s": times,
+            "kvtier_to_raw": times["kvtier"]["median"] / times["raw"]["median"],
+            "open_s": spread(opening),
+            "save_s": saved["save_s"],
+            "bytes": {
+                "kvtier": folder_bytes(folder / "kvtier"),
+                "raw": folder_bytes(folder / "raw"),
+                "disk_cache": folder_bytes(folder / "disk_cache.kept"),
+            },
+            "same_first_token": len(set.union(*first.values())) == 1,
+            "page_cache": ", ".join(sorted(means)),
+        }
+
+
+def _restore_disk_cache(folder: Path) -> None:
+    """LlamaDiskCache deletes what it reads: give it another copy; linked, where it only unlinks."""
+    shutil.rmtree(folder / "disk_cache", ignore_errors=True)
+
+    def copy(source: str, target: str) -> None:
+        if source.endswith(".val"):
+            Path(target).hardlink_to(source)
+        else:
+            shutil.copy2(source, target)
+
+    shutil.copytree(folder / "disk_cache.kept", folder / "disk_cache", copy_function=copy)
+
+
+def _process(job: dict[str, Any], folder: Path) -> tuple[dict[str, Any], str]:
+    """Run one arm in a new process: what it reports, and how the page cache was dropped before its clock started."""
+    command = [sys.executable, "-m", "bench.warm_ttft_arm"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            if process.stdout.readline() != "loaded\n":
+                raise RuntimeError(f"arm {job['arm']} did not load")
+            dropped = page_cache.drop([folder])
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"arm {job['arm']} ended early")
+            return json.loads(line), dropped
+        finally:
+            process.stdin.close()
+            if process.wait(timeout=60) != 0:
+                raise RuntimeError(f"arm {job['arm']} failed")

@@ -1,0 +1,132 @@
+"""One process of :mod:`bench.warm_ttft`: its job is a line of JSON on stdin, its result one on stdout.
+
+Between the two it says ``loaded`` and waits for a line, in which time the page cache is dropped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+from llama_cpp import Llama
+from llama_cpp.llama_cache import LlamaDiskCache
+
+from kvtier import Store
+from kvtier_adapters.llama_cpp import attach
+from kvtier_adapters.llama_cpp.demo.worker import kv_bytes_per_token
+
+Tokens = list[int]
+_DISK_CACHE_BYTES_MAX = 8 << 30
+
+
+def main() -> None:
+    job = json.loads(sys.stdin.readline())
+    prompt, folder = job["prompt"], Path(job["folder"])
+    llm = Llama(job["model"], n_ctx=len(prompt) + 64, flash_attn=True, verbose=False)
+    kv_bytes_per_token(llm)  # evaluates two tokens: touches the weights
+    with ExitStack() as stack:
+        work = _ARMS[job["arm"]](llm, prompt, folder, stack)
+        sys.stdout.write("loaded\n")
+        sys.stdout.flush()
+        sys.stdin.readline()
+        sys.stdout.write(json.dumps(work()) + "\n")
+
+
+def _kvtier(llm: Llama, prompt: Tokens, folder: Path, stack: ExitStack) -> Callable[[], dict[str, Any]]:
+    begin = time.perf_counter()
+    store = stack.enter_context(Store.open(folder / "kvtier"))
+    attachment = attach(llm, store)
+    open_s = time.perf_counter() - begin
+
+    def work() -> dict[str, Any]:
+        begin = time.perf_counter()
+        answer = llm.generate(prompt, temp=0.0)
+        token = next(answer)
+        ttft_s = time.perf_counter() - begin
+        answer.close()
+        stats = attachment.stats
+        return {
+            "ttft_s": ttft_s,
+            "token": token,
+            "open_s": open_s,
+            "restored": stats.tokens_restored,
+            "stats": stats.as_dict(),
+        }
+
+    return work
+
+
+def _raw(llm: Llama, prompt: Tokens, folder: Path, stack: ExitStack) -> Callable[[], dict[str, Any]]:
+    held = len(prompt) - 1
+    path = str(folder / "raw").encode()
+
+    def work() -> dict[str, Any]:
+        begin = time.perf_counter()
+        tokens, count = (llama_cpp.llama_token * held)(), ctypes.c_size_t()
+        if not llama_cpp.llama_state_seq_load_file(llm.ctx, path, 0, tokens, held, ctypes.byref(count)):
+            raise RuntimeError("llama_state_seq_load_file failed")
+        llm.input_ids[:held] = tokens
+        llm.n_tokens = held
+        token = next(llm.generate(prompt[held:], temp=0.0, reset=False))
+        return {"ttft_s": time.perf_counter() - begin, "token": token}
+
+    return work
+
+
+def _disk_cache(llm: Llama, prompt: Tokens, folder: Path, stack: ExitStack) -> Callable[[], dict[str, Any]]:
+    cache = LlamaDiskCache(str(folder / "disk_cache"), capacity_bytes=_DISK_CACHE_BYTES_MAX)
+
+    def work() -> dict[str, Any]:
+        begin = time.perf_counter()
+        llm.load_state(cache[prompt])
+        token = next(llm.generate(prompt, temp=0.0))
+        return {"ttft_s": time.perf_counter() - begin, "token": token}
+
+    return work
+
+
+def _cold(llm: Llama, prompt: Tokens, folder: Path, stack: ExitStack) -> Callable[[], dict[str, Any]]:
+    def work() -> dict[str, Any]:
+        begin = time.perf_counter()
+        llm.eval(prompt[:-1])  # the last token apart, as in the other arms: the same batches
+        token = next(llm.generate(prompt[-1:], temp=0.0, reset=False))
+        return {"ttft_s": time.perf_counter() - begin, "token": token}
+
+    return work
+
+
+def _save(llm: Llama, prompt: Tokens, folder: Path, stack: ExitStack) -> Callable[[], dict[str, Any]]:
+    def work() -> dict[str, Any]:
+        llm.eval(prompt[:-1])
+        llm.eval(prompt[-1:])
+        begin = time.perf_counter()
+        LlamaDiskCache(str(folder / "disk_cache"), capacity_bytes=_DISK_CACHE_BYTES_MAX)[prompt] = llm.save_state()
+        disk_cache_s = time.perf_counter() - begin
+        with Store.open(folder / "kvtier") as store:
+            attachment = attach(llm, store)
+            begin = time.perf_counter()
+            attachment.detach()  # captures everything
+            store.flush()
+            kvtier_s = time.perf_counter() - begin
+        held = len(prompt) - 1
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(llm.ctx), 0, held, -1)
+        begin = time.perf_counter()
+        tokens = (llama_cpp.llama_token * held)(*prompt[:held])
+        llama_cpp.llama_state_seq_save_file(llm.ctx, str(folder / "raw").encode(), 0, tokens, held)
+        raw_s = time.perf_counter() - begin
+        return {"save_s": {"kvtier": kvtier_s, "raw": raw_s, "disk_cache": disk_cache_s}}
+
+    return work
+
+
+_ARMS = {"kvtier": _kvtier, "raw": _raw, "disk_cache": _disk_cache, "cold": _cold, "save": _save}
+
+if __name__ == "__main__":
+    main()

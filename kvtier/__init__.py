@@ -1,0 +1,73 @@
+"""kvtier: a tiered, crash-safe block store for LLM KV cache. See :class:`kvtier.Store`."""
+
+from kvtier.blocks import (
+    BlockInfo,
+    Hit,
+    HitInto,
+    Miss,
+    MissReason,
+    PutItem,
+    PutOutcome,
+)
+from kvtier.config import (
+    Config,
+    PrefetchConfig,
+    RamConfig,
+    StoreConfig,
+    TierConfig,
+    WriteBehindConfig,
+)
+from kvtier.errors import (
+    ConfigError,
+    ConfigProblem,
+    CorruptStore,
+    FlushError,
+    ForkedStore,
+    KvtierError,
+    LimitError,
+    NotAStore,
+    ReadOnlyStore,
+    StoreClosed,
+    StoreError,
+    StoreLocked,
+    StoreUnwritable,
+    TierMissing,
+    UnsupportedFormat,
+)
+from kvtier.stats import StoreStats
+from kvtier.store import Store
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BlockInfo",
+    "Config",
+    "ConfigError",
+    "ConfigProblem",
+    "CorruptStore",
+    "FlushError",
+    "ForkedStore",
+    "Hit",
+    "HitInto",
+    "KvtierError",
+    "LimitError",
+    "Miss",
+    "MissReason",
+    "NotAStore",
+    "PrefetchConfig",
+    "PutItem",
+    "PutOutcome",
+    "RamConfig",
+    "ReadOnlyStore",
+    "Store",
+    "StoreClosed",
+    "StoreConfig",
+    "StoreError",
+    "StoreLocked",
+    "StoreStats",
+    "StoreUnwritable",
+    "TierConfig",
+    "TierMissing",
+    "UnsupportedFormat",
+    "WriteBehindConfig",
+]

@@ -1,0 +1,309 @@
+"""Putting a store's disk half together from its configuration: folders, lock, identity, index, tiers.
+
+This is where every refusal to open comes from.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvtier.clock import Clock
+from kvtier.config import SAVED_FILE, Config, TierConfig
+from kvtier.errors import LimitError, NotAStore, StoreLocked, StoreUnwritable, TierMissing
+from kvtier.events import Signals
+from kvtier.fs import FileSystem
+from kvtier.identity import (
+    IDENTITY_BYTES_MAX,
+    STORE_FILE,
+    TIER_FILE,
+    TIERS_MAX,
+    Identity,
+    check_tier,
+    dump_identity,
+    dump_tier,
+    load_identity,
+)
+from kvtier.index.lmdb_index import ENGINE, IndexBusy, IndexUnusable, LmdbIndex, is_sound, looks_cut
+from kvtier.index.schema import IndexDamaged
+from kvtier.policy import registry
+from kvtier.recovery import Recovery, Report
+from kvtier.tiers.disk import DiskTier, TierSetup
+from kvtier.tiers.ladder import Ladder
+from kvtier.tiers.ledger import Ledger
+
+LOCK_FILE, INDEX_FOLDER, RUNNING_FILE = "LOCK", "index", "RUNNING"
+_WRITE_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_MAP_BYTES = (64 << 20) if os.name == "nt" else (1 << 30)  # grown as needed; sparse but on Windows
+
+
+@dataclass
+class Parts:
+    """The open disk half of a store, and how to close it."""
+
+    identity: Identity
+    index: LmdbIndex
+    ladder: Ladder
+    report: Report
+    on_close: list[Callable[[], None]] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close in reverse order of opening."""
+        _run_all(self.on_close)
+
+
+def _run_all(closers: list[Callable[[], None]]) -> None:
+    """From last to first, each even if another one fails."""
+    with ExitStack() as stack:
+        for closer in closers:
+            stack.callback(closer)
+        closers.clear()
+
+
+def config_of(source: Config | str | os.PathLike[str]) -> Config:
+    """The configuration that :meth:`kvtier.Store.open` was given, in any of its forms."""
+    if isinstance(source, Config):
+        return source
+    path = Path(source)
+    return Config.from_toml(path) if path.suffix == ".toml" else Config.of_store(path)
+
+
+def open_parts(config: Config, fs: FileSystem, clock: Clock, signals: Signals, *, read_only: bool) -> Parts:
+    """Open (creating what is missing, unless ``read_only``) the store that ``config`` describes.
+
+    Raises the errors of :class:`kvtier.StoreError`; nothing stays open or locked then.
+    """
+    assert config.store.path is not None
+    root = str(config.store.path)
+    closers: list[Callable[[], None]] = []
+    try:
+        if read_only:
+            return _open_read_only(config, root, fs, clock, signals, closers)
+        return _open(config, root, fs, clock, signals, closers)
+    except BaseException as e:
+        _run_all(closers)
+        if isinstance(e, OSError) and e.errno in _WRITE_REFUSED:
+            raise StoreUnwritable(f"{e.filename or root}: {e.strerror}") from e
+        raise
+
+
+def _open(
+    config: Config,
+    root: str,
+    fs: FileSystem,
+    clock: Clock,
+    signals: Signals,
+    closers: list[Callable[[], None]],
+) -> Parts:
+    is_new = _is_new(fs, root)
+    fs.make_dir(root)
+    closers.append(_locked(fs, os.path.join(root, LOCK_FILE)))
+    is_new = is_new and _is_new(fs, root)  # another process may have made it meanwhile
+    identity = Identity.new(ENGINE) if is_new else load_identity(fs, os.path.join(root, STORE_FILE), ENGINE)
+    known = identity.with_tiers(t.name for t in config.tier)
+    if len(known.tiers) > TIERS_MAX:
+        raise LimitError(f"{root}: a store can know {TIERS_MAX} tier names in its life, no more")
+    if is_new or known != identity:
+        fs.write_file_durably(os.path.join(root, STORE_FILE), dump_identity(known))
+    index, is_new_index = _open_index(fs, root)
+    closers.append(index.close)
+    for tier in config.tier:
+        _check_mounted(fs, tier, known, index)
+    folders = [_tier_folder(fs, t, known, create=True) for t in config.tier]
+    _save_config(fs, root, config)
+    if is_new_index:
+        fs.sync_dir(os.path.join(root, INDEX_FOLDER))
+        fs.sync_dir(root)
+    _start_running(fs, root)
+    tiers = _tiers(config, folders, known, fs, clock, signals)
+    closers += [t.close for t in tiers]
+    ledger = Ledger(index, tiers, signals)
+    recovery = Recovery(fs, index, tiers, ledger, signals, known.block_id, known.store_id)
+    report = recovery.run()
+    # Closing runs backwards: tiers, then the index, then the mark of a clean end, then the lock.
+    closers.insert(1, lambda: _end_running(fs, root))
+    return Parts(known, index, Ladder(index, tiers, ledger, signals), report, closers)
+
+
+def _open_read_only(
+    config: Config,
+    root: str,
+    fs: FileSystem,
+    clock: Clock,
+    signals: Signals,
+    closers: list[Callable[[], None]],
+) -> Parts:
+    if _is_new(fs, root):
+        raise NotAStore(f"{root}: there is no store here")
+    identity = load_identity(fs, os.path.join(root, STORE_FILE), ENGINE)
+    present = [t for t in config.tier if t.name in identity.tiers]
+    folders = [_tier_folder(fs, t, identity, create=False) for t in present]
+    folder = os.path.join(root, INDEX_FOLDER)
+    try:
+        can_lock = os.access(folder, os.W_OK) and os.access(os.path.join(folder, "lock.mdb"), os.W_OK)
+        index = LmdbIndex(folder, map_bytes=_MAP_BYTES, read_only=True, lock=can_lock)
+    except IndexBusy as e:
+        raise StoreLocked(f"{root} is open in this process, or was when it was forked: {e}") from e
+    except IndexUnusable as e:
+        raise NotAStore(f"{folder}: the index cannot be read ({e}); open the store for writing to rebuild it") from e
+    closers.append(index.close)
+    tiers = _tiers(config.model_copy(update={"tier": tuple(present)}), folders, identity, fs, clock, signals)
+    closers += [t.close for t in tiers]
+    with index.read() as view:
+        for tier in tiers:
+            try:
+                known = view.segments(tier.tier_no)
+            except IndexDamaged:  # only for the figures in stats: reading does not need it
+                continue
+            for number in tier.list_segments():
+                if number in known:
+                    with suppress(FileNotFoundError):  # the writer has just dropped it
+                        tier.know(number, known[number].live_bytes)
+    return Parts(identity, index, Ladder(index, tiers, Ledger(index, tiers, signals), signals), Report(), closers)
+
+
+def _is_new(fs: FileSystem, root: str) -> bool:
+    """Whether there is no store yet; NotAStore if there is something else."""
+    if fs.exists(os.path.join(root, STORE_FILE)):
+        return False
+    if not fs.exists(root):
+        return True
+    try:
+        names = set(fs.list_dir(root))
+    except NotADirectoryError as e:
+        raise NotAStore(f"{root} is not a folder") from e
+    if names - {LOCK_FILE, STORE_FILE + ".tmp"}:
+        raise NotAStore(f"{root} holds other files and no {STORE_FILE} file; give an empty folder or a store")
+    return True
+
+
+def _locked(fs: FileSystem, path: str) -> Callable[[], None]:
+    try:
+        fd = fs.lock(path)
+    except BlockingIOError as e:
+        holder = fs.lock_holder(path)
+        who = f"process {holder}" if holder else "another process"
+        raise StoreLocked(f"{os.path.dirname(path)} is open for writing in {who}") from e
+    return lambda: fs.unlock(fd)
+
+
+def _check_mounted(fs: FileSystem, tier: TierConfig, identity: Identity, index: LmdbIndex) -> None:
+    """Refuse to begin a tier anew whose blocks the index still names: its disk may just not be mounted."""
+    if fs.exists(os.path.join(str(tier.path), TIER_FILE)):
+        return
+    with index.read() as view:
+        try:
+            is_known = bool(view.segments(identity.tier_no(tier.name)))
+        except IndexDamaged:
+            is_known = True
+    if is_known:
+        raise TierMissing(
+            f"{tier.path}: tier {tier.name!r} of this store holds blocks and is not there; mount its disk, or take it "
+            "out of the configuration (under another name it can begin anew)"
+        )
+
+
+def _tier_folder(fs: FileSystem, tier: TierConfig, identity: Identity, *, create: bool) -> str:
+    """The tier's folder, checked to be this tier's; created and labelled if new."""
+    folder = str(tier.path)
+    label = os.path.join(folder, TIER_FILE)
+    number = identity.tier_no(tier.name)
+    if fs.exists(label):
+        check_tier(fs, label, identity.store_id, tier.name, number)
+        return folder
+    if fs.exists(folder) and set(fs.list_dir(folder)) - {TIER_FILE + ".tmp"}:
+        raise NotAStore(f"{folder} holds other files and no {TIER_FILE} file; give tier {tier.name!r} an empty folder")
+    if create:
+        fs.make_dir(folder)
+        fs.write_file_durably(label, dump_tier(identity.store_id, tier.name, number))
+    return folder
+
+
+def _open_index(fs: FileSystem, root: str) -> tuple[LmdbIndex, bool]:
+    """The index, and whether it is a new one, which recovery will fill, because it was missing or damaged."""
+    folder = os.path.join(root, INDEX_FOLDER)
+    data = os.path.join(folder, "data.mdb")
+    missing = not fs.exists(data)
+    if not missing and _needs_audit(fs, root) and not is_sound(folder):
+        missing = True
+    for attempt in (0, 1):
+        if missing:
+            shutil.rmtree(folder, ignore_errors=True)
+        fs.make_dir(folder)
+        try:
+            return LmdbIndex(folder, map_bytes=_MAP_BYTES, read_only=False), missing
+        except IndexUnusable as e:
+            if attempt or not e.is_damaged:
+                raise OSError(f"{folder}: {e}") from e
+            missing = True
+    raise AssertionError("unreachable")
+
+
+def _needs_audit(fs: FileSystem, root: str) -> bool:
+    """Whether the index may have suffered: the last session did not end cleanly, and the machine went down since.
+
+    A process that was killed leaves LMDB consistent; only a crash of the machine needs a look at the file. So
+    does a file that is shorter than it says: to open that one could end this process.
+    """
+    if looks_cut(os.path.join(root, INDEX_FOLDER)):
+        return True
+    running = os.path.join(root, RUNNING_FILE)
+    if not fs.exists(running):
+        return False
+    boot = _boot_id()
+    return boot == b"" or fs.read_file(running, 256) != boot
+
+
+def _save_config(fs: FileSystem, root: str, config: Config) -> None:
+    """Remember the configuration, so that the folder alone is enough to open the store again."""
+    path, text = os.path.join(root, SAVED_FILE), config.to_json().encode()
+    if not fs.exists(path) or fs.read_file(path, IDENTITY_BYTES_MAX) != text:
+        fs.write_file_durably(path, text)
+
+
+def _start_running(fs: FileSystem, root: str) -> None:
+    fs.write_file_durably(os.path.join(root, RUNNING_FILE), _boot_id())
+
+
+def _end_running(fs: FileSystem, root: str) -> None:
+    if fs.exists(os.path.join(root, RUNNING_FILE)):
+        fs.unlink(os.path.join(root, RUNNING_FILE))
+
+
+def _boot_id() -> bytes:
+    try:
+        return Path(_BOOT_ID).read_bytes().strip()
+    except OSError:
+        return b""
+
+
+def _tiers(
+    config: Config, folders: list[str], identity: Identity, fs: FileSystem, clock: Clock, signals: Signals
+) -> list[DiskTier]:
+    return [
+        DiskTier(
+            fs,
+            TierSetup(
+                name=t.name,
+                kind=t.kind,
+                folder=folder,
+                tier_no=identity.tier_no(t.name),
+                bytes_max=t.bytes_max_resolved(),
+                segment_bytes=t.segment_bytes,
+                codec=t.codec,
+                eviction=registry.EVICTION[t.eviction],
+                promotion=registry.PROMOTION[t.promotion](),
+                compaction=registry.COMPACTION[t.compaction](),
+            ),
+            identity.store_id,
+            signals,
+            clock,
+        )
+        for t, folder in zip(config.tier, folders, strict=True)
+    ]

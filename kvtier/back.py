@@ -1,0 +1,263 @@
+"""The disk half of an open store: reading through the index, and the worker that writes, moves and forgets.
+
+The counterpart of :mod:`kvtier.front`. Reading methods may be called from any thread; what changes the
+tiers runs on the worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from kvtier.assembly import Parts
+from kvtier.background.prefetcher import Prefetcher
+from kvtier.background.worker import Worker
+from kvtier.background.write_behind import Pending
+from kvtier.blocks import MissReason
+from kvtier.config import Config
+from kvtier.events import Signals, WriteFailed
+from kvtier.front import Front
+from kvtier.identity import CONTENT_ID_BYTES
+from kvtier.index.lmdb_index import IndexFull
+from kvtier.tiers.drafts import NewBlock
+from kvtier.tiers.ladder import NoRoom, Suspended
+from kvtier.tiers.ram import RamBlock
+from kvtier.tiers.reading import DiskReader, Located, Wanted
+
+log = logging.getLogger("kvtier")
+
+_TOUCHES_BEFORE_SAVE = 4096
+_PROMOTE_AT_ONCE = 64
+_LOOK_AGAIN_S = 1.0  # so that a worker that died is noticed
+
+
+class Back:
+    """See the module."""
+
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        front: Front,
+        signals: Signals,
+        *,
+        read_only: bool,
+        background: bool,
+    ) -> None:
+        self.parts = parts
+        self.ladder = parts.ladder
+        self._front = front
+        self._signals = signals
+        self._read_only = read_only
+        self._promotions: deque[int] = deque(maxlen=_TOUCHES_BEFORE_SAVE)
+        self._reader = DiskReader(parts.index, self.ladder.tiers, signals, self._on_damage)
+        self._prefetcher = Prefetcher(
+            self._reader,
+            self._deliver,
+            threads=config.prefetch.threads,
+            bytes_max=config.prefetch.bytes_max,
+            coalesce_bytes_max=config.prefetch.coalesce_bytes_max,
+        )
+        if background:
+            self._prefetcher.warm()
+        self._worker = Worker(self._write_group)
+        if background and not read_only:
+            self._worker.start()
+
+    # -- finding and reading ------------------------------------------------------------------------
+
+    def locate(self, wanted: Sequence[Wanted]) -> list[Located | MissReason]:
+        """Where blocks are on disk."""
+        return self._reader.locate(wanted)
+
+    def has(self, wanted: Wanted) -> bool:
+        return isinstance(self._reader.locate([wanted])[0], Located)
+
+    def read(self, located: Located) -> RamBlock | MissReason:
+        """One block, which also enters RAM."""
+        block = self._reader.read_one(located)
+        if isinstance(block, RamBlock):
+            self._keep(located, block)
+            self._used(located)
+        return block
+
+    def read_into(self, located: Located, targets: Sequence[memoryview]) -> Located | MissReason:
+        """One block into the caller's views; the block as it was read."""
+        read = self._reader.read_into(located, targets)
+        if isinstance(read, Located):
+            self._used(read)
+        return read
+
+    def read_ahead(self, located: Sequence[Located], *, keep: bool) -> Iterator[RamBlock | MissReason]:
+        """Blocks in order, later ones being read while the consumer works on earlier ones."""
+        self.ladder.ledger.touch([b.wanted.block_id for b in located])
+        self._save_touches_sometimes()
+        for place, outcome in zip(located, self._prefetcher.read_ahead(located, keep=keep), strict=True):
+            if isinstance(outcome, RamBlock):
+                self._promote(place)
+            yield outcome
+
+    def prefetch(self, located: Sequence[Located]) -> int:
+        """Bring blocks into RAM in the background."""
+        return self._prefetcher.request(located)
+
+    def is_coming(self, block_id: int) -> bool:
+        """Whether a prefetch of the block is under way."""
+        return self._prefetcher.is_flying(block_id)
+
+    def wait_for(self, block_id: int) -> bool:
+        """If a prefetch of the block is under way, wait for it."""
+        return self._prefetcher.wait_for(block_id)
+
+    def _keep(self, located: Located, block: RamBlock) -> None:
+        def is_current() -> bool:
+            now = self._reader.locate([located.wanted])[0]
+            return isinstance(now, Located) and now.entry.seq == located.entry.seq
+
+        self._front.keep(located.wanted.block_id, block, is_current)
+
+    def _deliver(self, located: Located, block: RamBlock, prefetched: bool) -> None:
+        self._keep(located, block)
+        if prefetched:
+            self._signals.count("prefetch_loaded")
+            self._signals.count("prefetch_bytes", block.nbytes)
+
+    def _used(self, located: Located) -> None:
+        self.ladder.ledger.touch([located.wanted.block_id])
+        self._promote(located)
+        self._save_touches_sometimes()
+
+    def _save_touches_sometimes(self) -> None:
+        if self.ladder.ledger.touches_waiting >= _TOUCHES_BEFORE_SAVE and not self._read_only:
+            self._worker.submit(self.ladder.save_touches, lazy=True)
+
+    # -- promotion and damage -----------------------------------------------------------------------
+
+    def _promote(self, located: Located) -> None:
+        self._signals.count(f"hits:{located.tier.name}")
+        block_id = located.wanted.block_id
+        if self._read_only or located.tier is self.ladder.tiers[0]:
+            return
+        if located.tier.setup.promotion.promote(block_id):
+            self._promotions.append(block_id)
+            self._worker.submit(self._promote_some, lazy=True)
+
+    def _promote_some(self) -> None:
+        some = [self._promotions.popleft() for _ in range(min(_PROMOTE_AT_ONCE, len(self._promotions)))]
+        if some:
+            self.ladder.promote(some)
+
+    def _on_damage(self, located: Located, reason: str) -> None:
+        """A reader saw damage: it is a miss from now on; the worker takes it out of the index."""
+        self._front.forget(located.wanted.block_id)
+        if self._read_only:
+            return
+        place = located.content.segment_no, located.content.offset
+        wanted, content_id = located.wanted, located.entry.content_id
+
+        def quarantine() -> None:
+            self.ladder.quarantine(wanted.block_id, located.tier, content_id, place, reason)
+
+        self._worker.submit(quarantine)
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    def poke(self) -> None:
+        """There is something in the write queue."""
+        self._worker.poke()
+
+    def hold(self, block_ids: Sequence[int], by: int) -> None:
+        """Pin (1) or unpin (-1) on the disk tiers, before any later write makes room."""
+        if self._read_only:
+            return
+        self._worker.submit(lambda: self.ladder.ledger.hold(block_ids, by))
+
+    def save_recency(self) -> None:
+        """Make recency durable soon."""
+        self._worker.submit(self.ladder.save_touches)
+
+    def wait(self, changed: threading.Condition, deadline: float | None = None) -> None:
+        """Wait, holding ``changed``'s lock, until the write queue changes; without a worker thread, do its work."""
+        if self._worker.is_alive:
+            left = _LOOK_AGAIN_S if deadline is None else min(_LOOK_AGAIN_S, deadline - time.monotonic())
+            if left <= 0:
+                raise TimeoutError("the write queue did not drain in time")
+            changed.wait(left)
+            return
+        changed.release()
+        try:
+            self._worker.step()
+        finally:
+            changed.acquire()
+
+    def _write_group(self) -> bool:
+        group = self._front.next_group()
+        if group:
+            self._write(group)
+        return bool(group)
+
+    def _write(self, group: Sequence[Pending]) -> None:
+        """Write a group as one commit; if it does not fit as a whole, in halves."""
+        ids = [p.block_id for p in group]
+        error: Exception | None = None
+        try:
+            puts = [self._new_block(p.block_id, p.seq, p.block) for p in group if p.block is not None]
+            self.ladder.write(puts, [p.block_id for p in group if p.block is None])
+        except Exception as e:
+            if isinstance(e, NoRoom) and len(group) > 1:
+                half = len(group) // 2
+                self._write(group[:half])
+                return self._write(group[half:])
+            if isinstance(e, IndexFull) and self.parts.index.grow():
+                return self._write(group)
+            self._lost(ids, e)
+            error = e
+        else:
+            self._reader.set_stale(ids, False)
+        self._front.finish(group, error)
+
+    def _new_block(self, block_id: int, seq: int, block: RamBlock) -> NewBlock:
+        hasher = self.parts.identity.content_hasher(block.namespace)
+        for buffer in block.buffers:
+            hasher.update(buffer)
+        return NewBlock(
+            block_id,
+            seq,
+            block.namespace,
+            block.key,
+            block.parent_id,
+            block.meta,
+            block.buffers,
+            hasher.digest(length=CONTENT_ID_BYTES),
+        )
+
+    def _lost(self, ids: Sequence[int], error: Exception) -> None:
+        """Writes were lost: an older value on disk must not come back in their place."""
+        self._signals.count("write_failures", len(ids))
+        if not isinstance(error, Suspended):
+            reason = f"{type(error).__name__}: {error}"
+            self._signals.emit(WriteFailed(self.ladder.tiers[0].name, len(ids), reason))
+        self._reader.set_stale(ids, True)
+        try:
+            if older := self.ladder.known(ids):
+                self.ladder.write([], older)
+        except Exception as e:  # they stay misses for as long as this process lives
+            self._signals.count("index_errors")
+            log.warning("older values of lost blocks cannot be deleted: %s", e)
+        else:
+            self._reader.set_stale(ids, False)
+
+    # -- the end ------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Write what is queued, then release everything."""
+        try:
+            self._prefetcher.close()
+            if not self._read_only:
+                self.save_recency()
+            self._worker.stop()
+        finally:
+            self.parts.close()

@@ -1,0 +1,1 @@
+"""What runs beside the caller: the worker, the write queue, the prefetcher."""

@@ -1,0 +1,204 @@
+"""Reading ahead: neighbours on disk in one read, several reads in flight, bytes in flight bounded.
+
+Threads: all of it may be called from any thread. Reads run on the pool's threads, and what they bring is
+handed to ``deliver`` there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from kvtier.background.slabs import Slabs
+from kvtier.blocks import MissReason
+from kvtier.errors import StoreClosed
+from kvtier.tiers.ram import RamBlock
+from kvtier.tiers.reading import DiskReader, Located, stored_bytes
+
+Outcome = RamBlock | MissReason
+Batch = list[Located]
+GAP_BYTES_MAX = 64 << 10
+_QUEUE_BLOCKS_MAX = 1 << 16
+_FIRST_BYTES_MAX = 1 << 20
+
+
+def coalesce(located: Sequence[Located], bytes_max: int, first_bytes_max: int | None = None) -> list[Batch]:
+    """Cut a sequence of blocks, in order, into runs that one read can bring.
+
+    A run stays in one segment, goes forward, skips at most 64 KiB between two blocks, and reads at most
+    ``bytes_max`` (or one block). With ``first_bytes_max`` the first run is that short and each further one twice
+    as long, so that a consumer has something to work on while the next run is read.
+    """
+    batches: list[Batch] = []
+    limit = min(bytes_max, first_bytes_max or bytes_max)
+    for block in located:
+        if batches and _continues(batches[-1], block, limit):
+            batches[-1].append(block)
+        else:
+            if batches:
+                limit = min(bytes_max, 2 * limit)
+            batches.append([block])
+    return batches
+
+
+def _continues(batch: Batch, block: Located, bytes_max: int) -> bool:
+    last = batch[-1]
+    if (last.tier, last.content.segment_no) != (block.tier, block.content.segment_no):
+        return False
+    gap = block.extent.offset - last.extent.end
+    return 0 <= gap <= GAP_BYTES_MAX and block.extent.end - batch[0].extent.offset <= bytes_max
+
+
+def _drained(outcomes: deque[Outcome]) -> Iterator[Outcome]:
+    """The outcomes, each forgotten as it is handed on, so that its buffer can be used again."""
+    while outcomes:
+        yield outcomes.popleft()
+
+
+def _size(batch: Batch) -> int:
+    """The memory that a batch needs: as it is read, or as it is once decoded."""
+    return max(batch[-1].extent.end - batch[0].extent.offset, sum(b.entry.nbytes for b in batch))
+
+
+class Prefetcher:
+    """A small pool of reading threads with a bound on the bytes they hold.
+
+    ``deliver(located, block, prefetched)`` is told of each block that came, and whether a prefetch asked for it.
+    """
+
+    def __init__(
+        self,
+        reader: DiskReader,
+        deliver: Callable[[Located, RamBlock, bool], None],
+        *,
+        threads: int,
+        bytes_max: int,
+        coalesce_bytes_max: int,
+    ) -> None:
+        self._reader = reader
+        self._deliver = deliver
+        self._bytes_max = bytes_max
+        self._coalesce_bytes_max = min(coalesce_bytes_max, bytes_max)
+        self._threads = threads
+        self._slabs = Slabs(self._coalesce_bytes_max, threads + 2)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kvtier-read")
+        self._lock = threading.Lock()
+        self._queue: deque[tuple[Batch, Future[None]]] = deque()
+        self._queued_blocks = 0
+        self._flying_bytes = 0
+        self._flying: dict[int, Future[None]] = {}
+        self._closed = False
+
+    # -- ahead of one consumer ----------------------------------------------------------------------
+
+    def warm(self) -> None:
+        """Make the buffers for :meth:`read_ahead` without ``keep`` ready, on a thread of the pool."""
+        self._pool.submit(self._slabs.warm)
+
+    def read_ahead(self, located: Sequence[Located], *, keep: bool) -> Iterator[Outcome]:
+        """The blocks in order, later ones being read while the consumer works on earlier ones.
+
+        ``keep``: they are delivered too; else they go through a few buffers that are used again.
+        """
+        waiting = deque(coalesce(located, self._coalesce_bytes_max, _FIRST_BYTES_MAX))
+        running: deque[tuple[int, Future[deque[Outcome]]]] = deque()
+        flying = 0
+        depth = len(waiting) if keep else self._threads
+        while waiting or running:
+            while waiting and (not running or (len(running) < depth and flying + _size(waiting[0]) <= self._bytes_max)):
+                batch = waiting.popleft()
+                flying += _size(batch)
+                running.append((_size(batch), self._submit(batch, keep)))
+            size, future = running.popleft()
+            yield from _drained(future.result())
+            flying -= size
+
+    def _submit(self, batch: Batch, keep: bool) -> Future[deque[Outcome]]:
+        try:
+            return self._pool.submit(self._read, batch, keep)
+        except RuntimeError as e:
+            raise StoreClosed("the store is closed") from e
+
+    def _read(self, batch: Batch, keep: bool, prefetched: bool = False) -> deque[Outcome]:
+        into = None if keep else self._slabs.take(stored_bytes(batch))
+        outcomes = deque(self._reader.read(batch, into))
+        if keep:
+            for located, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, RamBlock):
+                    self._deliver(located, outcome, prefetched)
+        return outcomes
+
+    # -- ahead of everyone --------------------------------------------------------------------------
+
+    def request(self, located: Sequence[Located]) -> int:
+        """Bring blocks up in the background, in this order; returns how many were taken on.
+
+        Blocks that are on their way already are not asked for twice; past 65,536 waiting, the rest is dropped.
+        """
+        with self._lock:
+            room = _QUEUE_BLOCKS_MAX - self._queued_blocks
+            fresh = [b for b in located if b.wanted.block_id not in self._flying][:room]
+            for batch in coalesce(fresh, self._coalesce_bytes_max):
+                future: Future[None] = Future()
+                self._queue.append((batch, future))
+                self._queued_blocks += len(batch)
+                self._flying.update((b.wanted.block_id, future) for b in batch)
+            self._launch()
+        return len(fresh)
+
+    def is_flying(self, block_id: int) -> bool:
+        """Whether the block is being read, and not only waiting to be."""
+        future = self._flying.get(block_id)
+        return future is not None and future.running()
+
+    def wait_for(self, block_id: int) -> bool:
+        """If the block is being read, wait until it came (or failed to) and return True."""
+        future = self._flying.get(block_id)
+        if future is None or not (future.running() or future.done()):
+            return False
+        future.result()
+        return True
+
+    def _launch(self) -> None:
+        while self._queue and not self._closed:
+            size = _size(self._queue[0][0])
+            if self._flying_bytes and self._flying_bytes + size > self._bytes_max:
+                return
+            batch, future = self._queue.popleft()
+            self._flying_bytes += size
+            future.set_running_or_notify_cancel()
+            try:
+                self._pool.submit(self._bring, batch, future)
+            except RuntimeError:  # the interpreter is going down
+                self._closed = True
+                self._forget(batch)
+                future.set_result(None)
+
+    def _bring(self, batch: Batch, future: Future[None]) -> None:
+        try:
+            self._read(batch, keep=True, prefetched=True)
+        finally:
+            with self._lock:
+                self._flying_bytes -= _size(batch)
+                self._forget(batch)
+            future.set_result(None)
+            with self._lock:
+                self._launch()
+
+    def _forget(self, batch: Batch) -> None:
+        self._queued_blocks -= len(batch)
+        for block in batch:
+            self._flying.pop(block.wanted.block_id, None)
+
+    def close(self) -> None:
+        """Give up what has not begun, wait for what has."""
+        with self._lock:
+            self._closed = True
+            abandoned, self._queue = list(self._queue), deque()
+            for batch, _ in abandoned:
+                self._forget(batch)
+        for _, future in abandoned:
+            future.set_result(None)
+        self._pool.shutdown(wait=True)

@@ -1,0 +1,133 @@
+"""Blocks, keys and outcomes as values: what callers pass in and what they get back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from kvtier.errors import LimitError
+
+KEY_BYTES_MAX = 128
+NAMESPACE_BYTES_MAX = 64
+META_BYTES_MAX = 1024
+BUFFERS_MAX = 64
+
+#: Anything that exposes contiguous bytes: ``bytes``, ``bytearray``, ``memoryview``, NumPy arrays, ...
+Buffer = bytes | bytearray | memoryview
+
+
+class PutOutcome(Enum):
+    """What became of a ``put``."""
+
+    QUEUED = "queued"
+    """Accepted: readable now and, if there is a disk tier, durable after ``flush()``."""
+    SKIPPED = "skipped"
+    """The write queue was full and ``when_full`` is ``skip``: not written; in RAM only if the key was new."""
+
+    def __bool__(self) -> bool:
+        return self is PutOutcome.QUEUED
+
+
+class MissReason(Enum):
+    """Why a block was not returned. Each is counted in ``stats``."""
+
+    ABSENT = "absent"
+    """Never stored, evicted or deleted."""
+    CORRUPT = "corrupt"
+    """A check failed: the record is quarantined and its key can be stored again."""
+    UNAVAILABLE = "unavailable"
+    """Its tier could not be read (I/O error, missing folder); it may come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """No block. Falsy, so ``if hit := store.get(key)`` reads well."""
+
+    key: bytes
+    reason: MissReason
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A block whose every byte was checked.
+
+    ``buffers`` are read-only views, in the order they were put; they stay valid for as long as they
+    are referenced, whatever the store does. From RAM they are the tier's own bytes: nothing is copied.
+    ``tier`` is where it was found: ``"ram"``, ``"queue"`` (not yet durable) or a disk tier's name.
+    """
+
+    key: bytes
+    buffers: tuple[memoryview, ...]
+    meta: bytes
+    tier: str
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def nbytes(self) -> int:
+        return sum(b.nbytes for b in self.buffers)
+
+
+@dataclass(frozen=True, slots=True)
+class HitInto:
+    """``get_into`` filled the caller's buffers (``nbytes`` in all) and every byte was checked."""
+
+    key: bytes
+    nbytes: int
+    meta: bytes
+    tier: str
+
+    def __bool__(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class PutItem:
+    """One block to store.
+
+    ``buffers``: one buffer or several (at most 64). ``parent``: the key of the block that this one
+    extends, in the same namespace; eviction then takes descendants before ancestors.
+    """
+
+    key: bytes
+    buffers: Buffer | Sequence[Buffer]
+    meta: bytes = b""
+    parent: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockInfo:
+    """What is known of a block without reading it. ``tier`` as in :class:`Hit`; ``lengths`` of its buffers in bytes."""
+
+    key: bytes
+    meta: bytes
+    lengths: tuple[int, ...]
+    tier: str
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.lengths)
+
+
+def check_key(key: object, namespace: object) -> None:
+    """Raise :class:`LimitError` unless key and namespace are bytes within their limits."""
+    if not isinstance(key, bytes) or not 1 <= len(key) <= KEY_BYTES_MAX:
+        raise LimitError(f"key must be bytes of length 1 to {KEY_BYTES_MAX}, got {_shape(key)}")
+    if not isinstance(namespace, bytes) or len(namespace) > NAMESPACE_BYTES_MAX:
+        raise LimitError(f"namespace must be bytes of length 0 to {NAMESPACE_BYTES_MAX}, got {_shape(namespace)}")
+
+
+def _shape(value: object) -> str:
+    kind = type(value).__name__
+    return f"{kind} of length {len(value)}" if isinstance(value, bytes) else kind
+
+
+def check_meta(meta: object) -> None:
+    """Raise :class:`LimitError` unless the metadata is bytes within its limit."""
+    if not isinstance(meta, bytes) or len(meta) > META_BYTES_MAX:
+        raise LimitError(f"meta must be bytes of length 0 to {META_BYTES_MAX}, got {_shape(meta)}")

@@ -1,0 +1,61 @@
+"""Byte plumbing: views of what callers pass in, and copies between differently cut values."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from kvtier.blocks import BUFFERS_MAX, Buffer
+from kvtier.errors import LimitError
+
+
+def byte_views(buffers: Buffer | Sequence[Buffer], value_bytes_max: int) -> tuple[memoryview, ...]:
+    """The buffers as flat byte views, in order; :class:`LimitError` if too many, too big or not contiguous."""
+    many: Sequence[Any] = buffers if isinstance(buffers, (list, tuple)) else [buffers]
+    if not 1 <= len(many) <= BUFFERS_MAX:
+        raise LimitError(f"a value has 1 to {BUFFERS_MAX} buffers, got {len(many)}")
+    try:
+        views = tuple(memoryview(b).cast("B") for b in many)
+    except TypeError as e:
+        raise LimitError(f"buffers must be contiguous bytes-like objects: {e}") from e
+    total = sum(v.nbytes for v in views)
+    if total > value_bytes_max:
+        raise LimitError(f"value of {total} bytes is over the limit of {value_bytes_max}")
+    return views
+
+
+def owned(view: memoryview) -> memoryview:
+    """The bytes as ours alone: whole ``bytes`` objects as they are, anything else (slices too) copied once."""
+    if isinstance(view.obj, bytes) and len(view.obj) == view.nbytes:
+        return view
+    return memoryview(bytes(view))
+
+
+def check_size(given: int, needed: int) -> None:
+    """Raise :class:`LimitError` unless the caller's buffers are as large as the block."""
+    if given != needed:
+        raise LimitError(f"the buffers hold {given} bytes, the block has {needed}")
+
+
+def copy_across(sources: Sequence[memoryview], targets: Sequence[memoryview]) -> None:
+    """Copy one cut of a value into another; both have the same total size."""
+    pending = deque(sources)
+    for target in targets:
+        at = 0
+        while at < target.nbytes:
+            source = pending.popleft()
+            n = min(source.nbytes, target.nbytes - at)
+            target[at : at + n] = source[:n]
+            at += n
+            if n < source.nbytes:
+                pending.appendleft(source[n:])
+
+
+def split(value: memoryview, lengths: Sequence[int]) -> tuple[memoryview, ...]:
+    """A value cut into its buffers."""
+    views, at = [], 0
+    for n in lengths:
+        views.append(value[at : at + n])
+        at += n
+    return tuple(views)

@@ -1,0 +1,132 @@
+"""Who a store is: its id, its secret, the names of its tiers; and the ids derived from them.
+
+Block ids and content ids are keyed by the store's secret, so that nobody can plan a collision and two
+namespaces never share an id. The secret lies in the store's own folder: it is no encryption key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import blake3
+import xxhash
+
+from kvtier.errors import CorruptStore, NotAStore, UnsupportedFormat
+from kvtier.fs import FileSystem
+from kvtier.segment.format import FORMAT_VERSION
+
+STORE_FILE = "STORE"
+TIER_FILE = "TIER"
+IDENTITY_BYTES_MAX = 64 * 1024
+CONTENT_ID_BYTES = 16
+TIERS_MAX = 255
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The contents of the ``STORE`` file. ``tiers`` only ever grows; a tier's number is its place in it."""
+
+    store_id: bytes
+    secret: bytes
+    engine: str
+    tiers: tuple[str, ...] = ()
+
+    @classmethod
+    def new(cls, engine: str) -> Identity:
+        return cls(os.urandom(16), os.urandom(32), engine)
+
+    def with_tiers(self, names: Iterable[str]) -> Identity:
+        """This identity, knowing ``names`` too."""
+        return replace(self, tiers=self.tiers + tuple(n for n in names if n not in self.tiers))
+
+    def tier_no(self, name: str) -> int:
+        return self.tiers.index(name)
+
+    def block_id(self, namespace: bytes, key: bytes) -> int:
+        """64 bits that name a block in the index and to policies; the full key is confirmed at every use."""
+        named = bytes((len(namespace),)) + namespace + key
+        h = hashlib.blake2b(named, digest_size=8, key=self.secret, person=b"kvtier block")
+        return int.from_bytes(h.digest(), "big") or 1
+
+    def content_hasher(self, namespace: bytes) -> blake3.blake3:
+        """A keyed BLAKE3 for the contents of one namespace; its first 16 bytes are the content id."""
+        return blake3.blake3(key=self.derive_key(b"content:" + namespace))
+
+    def derive_key(self, purpose: bytes) -> bytes:
+        """32 bytes that only this store gives for this purpose."""
+        return hashlib.blake2b(purpose, digest_size=32, key=self.secret, person=b"kvtier key").digest()
+
+
+def dump_identity(identity: Identity) -> bytes:
+    """The ``STORE`` file: JSON with a checksum over its other fields."""
+    fields = {
+        "kvtier": "store",
+        "format": FORMAT_VERSION,
+        "store_id": identity.store_id.hex(),
+        "secret": identity.secret.hex(),
+        "engine": identity.engine,
+        "tiers": list(identity.tiers),
+    }
+    return _with_sum(fields)
+
+
+def load_identity(fs: FileSystem, path: str, engine: str) -> Identity:
+    """Read and check a ``STORE`` file. Raises NotAStore, UnsupportedFormat or CorruptStore."""
+    fields = _checked_fields(fs, path, "store")
+    try:
+        identity = Identity(
+            bytes.fromhex(fields["store_id"]),
+            bytes.fromhex(fields["secret"]),
+            str(fields["engine"]),
+            tuple(str(name) for name in fields["tiers"]),
+        )
+    except (KeyError, TypeError, ValueError) as e:
+        raise CorruptStore(f"{path}: {e}") from e
+    if identity.engine != engine:
+        raise UnsupportedFormat(f"{path}: the index needs engine {identity.engine}, this is {engine}")
+    return identity
+
+
+def dump_tier(store_id: bytes, name: str, tier_no: int) -> bytes:
+    """The ``TIER`` file in a tier's folder: which store and tier it belongs to."""
+    fields = {
+        "kvtier": "tier",
+        "format": FORMAT_VERSION,
+        "store_id": store_id.hex(),
+        "name": name,
+        "tier_no": tier_no,
+    }
+    return _with_sum(fields)
+
+
+def check_tier(fs: FileSystem, path: str, store_id: bytes, name: str, tier_no: int) -> None:
+    """Raise unless the ``TIER`` file says that the folder is this tier of this store."""
+    fields = _checked_fields(fs, path, "tier")
+    found = (fields.get("store_id"), fields.get("name"), fields.get("tier_no"))
+    if found != (store_id.hex(), name, tier_no):
+        raise NotAStore(f"{path}: the folder belongs to tier {found[1]!r} of store {found[0]}")
+
+
+def _with_sum(fields: dict[str, object]) -> bytes:
+    body = json.dumps(fields, sort_keys=True)
+    return json.dumps({**fields, "sum": xxhash.xxh3_64_hexdigest(body.encode())}, sort_keys=True, indent=1).encode()
+
+
+def _checked_fields(fs: FileSystem, path: str, kind: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(fs.read_file(path, IDENTITY_BYTES_MAX))
+        if not isinstance(fields, dict) or fields.get("kvtier") != kind:
+            raise NotAStore(f"{path} is not a kvtier {kind} file")
+    except (ValueError, RecursionError) as e:
+        raise CorruptStore(f"{path}: {e}") from e
+    found = fields.pop("sum", None)
+    if isinstance(fields.get("format"), int) and fields["format"] > FORMAT_VERSION:
+        raise UnsupportedFormat(f"{path}: format {fields['format']} is newer than {FORMAT_VERSION}, which this reads")
+    if found != xxhash.xxh3_64_hexdigest(json.dumps(fields, sort_keys=True).encode()):
+        raise CorruptStore(f"{path}: its checksum differs")
+    return fields

@@ -1,0 +1,1 @@
+"""The index: block and content entries in LMDB, always rebuildable from the segments."""

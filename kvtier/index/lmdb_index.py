@@ -1,0 +1,339 @@
+"""The index in LMDB: the only module that imports ``lmdb``.
+
+Durability: ``sync=True, metasync=False``: a commit that returned survives the process; a power loss costs
+at most the last commit and never the file. ``sync=False`` is never used. The engine version is pinned
+(0.9.x) because py-lmdb bundles two with incompatible files.
+
+Threads: any thread may read; one thread at a time writes (the store's background worker).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import lmdb
+import lmdb.verify
+
+from kvtier.errors import StoreClosed
+from kvtier.index import schema
+from kvtier.index.schema import BlockEntry, ContentEntry, IndexDamaged, SegmentEntry
+
+ENGINE = "lmdb-0.9"
+_READERS_MAX = 1024
+_COMPLETE = "complete"
+_MAP_BYTES_MAX = 1 << 40
+_MAGIC = 0xBEEFC0DE
+#: The head of a meta page on 64-bit machines: magic, page size, last page, transaction.
+_META = struct.Struct("<16xI20xI92xQQ")
+
+
+class IndexUnusable(Exception):
+    """The index cannot be opened. If it ``is_damaged``, it has to be made anew from the segments."""
+
+    def __init__(self, message: str, *, is_damaged: bool = True) -> None:
+        super().__init__(message)
+        self.is_damaged = is_damaged
+
+
+class IndexBusy(IndexUnusable):
+    """This process has the index open already, or had it when it was forked."""
+
+
+_DAMAGE = (
+    lmdb.CorruptedError,
+    lmdb.IncompatibleError,
+    lmdb.InvalidError,
+    lmdb.NotFoundError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+)
+
+
+class IndexFull(Exception):
+    """The map is full: the commit was rolled back whole."""
+
+
+class View:
+    """One consistent read of the index. Use inside ``with index.read()``, on one thread."""
+
+    def __init__(self, index: LmdbIndex, txn: Any) -> None:
+        self._ix = index
+        self._txn = txn
+
+    def block(self, block_id: int) -> BlockEntry | None:
+        """The entry, or None; a damaged entry reads as None and is counted by the caller's miss."""
+        key = schema.block_key(block_id)
+        value = self._txn.get(key, db=self._ix.blocks)
+        return None if value is None else _checked(schema.decode_block, key, value)
+
+    def content(self, tier_no: int, content_id: bytes) -> ContentEntry | None:
+        key = schema.content_key(tier_no, content_id)
+        value = self._txn.get(key, db=self._ix.contents)
+        return None if value is None else _checked(schema.decode_content, key, value)
+
+    def segment(self, tier_no: int, segment_no: int) -> SegmentEntry | None:
+        """The entry, or None; :class:`IndexDamaged`: it is there, but what it says is not known."""
+        key = schema.segment_key(tier_no, segment_no)
+        value = self._txn.get(key, db=self._ix.segments)
+        return None if value is None else schema.decode_segment(key, value)
+
+    def blocks(self) -> Iterator[tuple[int, BlockEntry]]:
+        """Every sound block entry, in id order."""
+        for key, value in self._txn.cursor(db=self._ix.blocks):
+            entry = _checked(schema.decode_block, key, value)
+            if entry is not None:
+                yield int.from_bytes(key, "big"), entry
+
+    def contents(self, tier_no: int) -> Iterator[tuple[bytes, ContentEntry]]:
+        """Every sound content entry of a tier, by content id."""
+        cursor = self._txn.cursor(db=self._ix.contents)
+        if cursor.set_range(bytes((tier_no,))):
+            for key, value in cursor:
+                if key[0] != tier_no:
+                    break
+                entry = _checked(schema.decode_content, key, value)
+                if entry is not None:
+                    yield key[1:], entry
+
+    def segments(self, tier_no: int) -> dict[int, SegmentEntry]:
+        """All segments of a tier, by number. :class:`IndexDamaged` if an entry does not pass its checksum."""
+        found = {}
+        cursor = self._txn.cursor(db=self._ix.segments)
+        if cursor.set_range(bytes((tier_no,))):
+            for key, value in cursor:
+                tier, number = schema.split_segment_key(key)
+                if tier != tier_no:
+                    break
+                found[number] = schema.decode_segment(key, value)
+        return found
+
+    def counter(self, name: str) -> int:
+        value = self._txn.get(name.encode(), db=self._ix.meta)
+        return int.from_bytes(value, "little") if value else 0
+
+    def is_complete(self) -> bool:
+        """Whether the index was ever made to agree with the segments."""
+        return bool(self.counter(_COMPLETE))
+
+    def count_blocks(self) -> int:
+        return int(self._txn.stat(self._ix.blocks)["entries"])
+
+
+class WriteTxn(View):
+    """A read-write transaction: all of it becomes durable, or none. Use inside ``with index.write()``."""
+
+    def put_block(self, block_id: int, entry: BlockEntry) -> None:
+        key = schema.block_key(block_id)
+        self._txn.put(key, schema.encode_block(key, entry), db=self._ix.blocks)
+
+    def del_block(self, block_id: int) -> None:
+        self._txn.delete(schema.block_key(block_id), db=self._ix.blocks)
+
+    def put_content(self, tier_no: int, content_id: bytes, entry: ContentEntry) -> None:
+        key = schema.content_key(tier_no, content_id)
+        self._txn.put(key, schema.encode_content(key, entry), db=self._ix.contents)
+
+    def del_content(self, tier_no: int, content_id: bytes) -> None:
+        self._txn.delete(schema.content_key(tier_no, content_id), db=self._ix.contents)
+
+    def put_segment(self, tier_no: int, segment_no: int, entry: SegmentEntry) -> None:
+        key = schema.segment_key(tier_no, segment_no)
+        self._txn.put(key, schema.encode_segment(key, entry), db=self._ix.segments)
+
+    def del_segment(self, tier_no: int, segment_no: int) -> None:
+        self._txn.delete(schema.segment_key(tier_no, segment_no), db=self._ix.segments)
+
+    def set_counter(self, name: str, value: int) -> None:
+        self._txn.put(name.encode(), value.to_bytes(8, "little"), db=self._ix.meta)
+
+    def set_complete(self) -> None:
+        """From now on the index agrees with the segments."""
+        self.set_counter(_COMPLETE, 1)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for db in (self._ix.blocks, self._ix.contents, self._ix.segments, self._ix.meta):
+            self._txn.drop(db, delete=False)
+
+
+def _checked(decode: Any, key: bytes, value: bytes) -> Any:
+    try:
+        return decode(key, value)
+    except IndexDamaged:
+        return None
+
+
+class _Gate:
+    """Lets reads through, and keeps them out while the map is moved."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._inside = 0
+        self._is_closed = False
+
+    def enter(self) -> None:
+        with self._changed:
+            while self._is_closed:
+                self._changed.wait()
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._inside -= 1
+            if self._is_closed:
+                self._changed.notify_all()
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        with self._changed:
+            while self._is_closed:  # one at a time
+                self._changed.wait()
+            self._is_closed = True
+            while self._inside:
+                self._changed.wait()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_closed = False
+                self._changed.notify_all()
+
+
+class LmdbIndex:
+    """The open LMDB environment of one store."""
+
+    def __init__(self, folder: str, *, map_bytes: int, read_only: bool, lock: bool = True) -> None:
+        """Open (creating if needed and not ``read_only``). Raises :class:`IndexUnusable`, :class:`IndexBusy`."""
+        if lmdb.version()[0] != 0:
+            raise IndexUnusable(f"py-lmdb runs engine {lmdb.version()}, not 0.9.x", is_damaged=False)
+        self._gate = _Gate()
+        self._read_only = read_only
+        self._is_closed = False
+        self._env: Any = None
+        try:
+            self._env = lmdb.open(
+                folder,
+                map_size=map_bytes,
+                max_dbs=4,
+                max_readers=_READERS_MAX,
+                metasync=False,
+                mode=0o600,
+                readonly=read_only,
+                create=not read_only,
+                lock=lock,
+                meminit=False,
+                max_spare_txns=32,
+            )
+            if lock:
+                self._env.reader_check()
+            self.blocks = self._db("blocks", read_only)
+            self.contents = self._db("contents", read_only)
+            self.segments = self._db("segments", read_only)
+            self.meta = self._db("meta", read_only)
+        except lmdb.Error as e:
+            if self._env is not None:
+                self._env.close()
+            kind = IndexBusy if "already open" in str(e) else IndexUnusable
+            raise kind(str(e), is_damaged=isinstance(e, _DAMAGE)) from e
+
+    def _db(self, name: str, read_only: bool) -> Any:
+        return self._env.open_db(name.encode(), create=not read_only)
+
+    @contextmanager
+    def read(self) -> Iterator[View]:
+        """:class:`OSError` if the index cannot be read, :class:`StoreClosed` if it was closed."""
+        self._enter()
+        try:
+            with self._begin() as txn:
+                yield View(self, txn)
+        except lmdb.Error as e:
+            raise OSError(f"index: {e}") from e
+        finally:
+            self._gate.leave()
+
+    def _enter(self) -> None:
+        self._gate.enter()
+        if self._is_closed:
+            self._gate.leave()
+            raise StoreClosed("the store is closed")
+
+    def _begin(self) -> Any:
+        try:
+            return self._env.begin()
+        except lmdb.MapResizedError:  # the writer, in another process, has grown it
+            self._gate.leave()
+            try:
+                with self._gate.closed():
+                    self._env.set_mapsize(0)
+            finally:
+                self._gate.enter()
+            if self._is_closed:
+                raise StoreClosed("the store is closed") from None
+            return self._env.begin()
+
+    def grow(self) -> bool:
+        """Double the map, once no read is under way; False if it cannot be. Not inside a transaction."""
+        size = int(self._env.info()["map_size"]) * 2
+        if size > _MAP_BYTES_MAX:
+            return False
+        try:
+            with self._gate.closed():
+                self._env.set_mapsize(size)
+        except lmdb.Error:
+            return False
+        return True
+
+    @contextmanager
+    def write(self) -> Iterator[WriteTxn]:
+        """Commit on leaving the block, durably; roll back on an exception. :class:`IndexFull` if the map is full."""
+        try:
+            with self._env.begin(write=True) as txn:
+                yield WriteTxn(self, txn)
+        except (lmdb.MapFullError, lmdb.TxnFullError) as e:
+            raise IndexFull(str(e)) from e
+        except lmdb.Error as e:
+            raise OSError(f"index: {e}") from e
+
+    def disk_bytes(self) -> int:
+        """Bytes of the map in use (pages handed out so far)."""
+        self._enter()
+        try:
+            return int(self._env.info()["last_pgno"] + 1) * int(self._env.stat()["psize"])
+        finally:
+            self._gate.leave()
+
+    def close(self) -> None:
+        """Make the last commit proof against a loss of power too, and close, once no read is under way."""
+        with self._gate.closed():
+            if not self._read_only:
+                with suppress(lmdb.Error):
+                    self._env.sync(True)
+            self._env.close()
+            self._is_closed = True
+
+
+def looks_cut(folder: str) -> bool:
+    """Whether the file is shorter than its own head says: mapped, it could end this process with a signal."""
+    try:
+        with open(os.path.join(folder, "data.mdb"), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(_META.size)
+            page_bytes = _META.unpack(head)[1] if len(head) == _META.size else 0
+            file.seek(page_bytes)
+            metas = [_META.unpack(m) for m in (head, file.read(_META.size)) if len(m) == _META.size]
+    except OSError:
+        return False  # opening it will say why
+    return any(magic == _MAGIC and size < (last + 1) * page for magic, page, last, _ in metas)
+
+
+def is_sound(folder: str) -> bool:
+    """Offline audit of an index after the machine went down, without opening it through the C library."""
+    try:
+        return not lmdb.verify.verify(folder, subdir=True)  # type: ignore[no-untyped-call]
+    except (lmdb.verify.VerifyError, OSError):
+        return False

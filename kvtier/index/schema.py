@@ -1,0 +1,130 @@
+"""Index entries as bytes, as ``docs/format.md`` lays them down.
+
+Every value ends with an XXH32 over its key and itself, so that a damaged page is a miss, not an answer.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import xxhash
+
+_BLOCK = struct.Struct("<QQQQQQBB16sBBHB")
+_CONTENT = struct.Struct("<QQHQQB16sI")
+_SEGMENT = struct.Struct("<QQB")
+_SUM = struct.Struct("<I")
+
+
+class IndexDamaged(ValueError):
+    """An index entry does not pass its checksum."""
+
+
+class BlockEntry(NamedTuple):
+    """``blocks``: what a key means.
+
+    ``clock`` is its recency; ``segment_no``, ``offset``, ``record_len`` and ``kind`` its own record, which
+    holds the payload (kind 1) or names the content that another record holds (kind 2).
+    """
+
+    clock: int
+    seq: int
+    parent_id: int
+    segment_no: int
+    offset: int
+    record_len: int
+    tier_no: int
+    kind: int
+    content_id: bytes
+    namespace: bytes
+    key: bytes
+    meta: bytes
+    lengths: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.lengths)
+
+
+class ContentEntry(NamedTuple):
+    """``contents``: where the bytes of a content id are, in one tier, and how many blocks share them."""
+
+    segment_no: int
+    offset: int
+    head_len: int
+    stored_len: int
+    record_len: int
+    codec: int
+    payload_sum: bytes
+    refs: int
+
+
+class SegmentEntry(NamedTuple):
+    """``segments``: bytes covered by index commits, bytes that live blocks need, and whether it is sealed."""
+
+    committed_len: int
+    live_bytes: int
+    sealed: bool
+
+
+def block_key(block_id: int) -> bytes:
+    return block_id.to_bytes(8, "big")
+
+
+def content_key(tier_no: int, content_id: bytes) -> bytes:
+    return bytes((tier_no,)) + content_id
+
+
+def segment_key(tier_no: int, segment_no: int) -> bytes:
+    return bytes((tier_no,)) + segment_no.to_bytes(8, "big")
+
+
+def split_segment_key(key: bytes) -> tuple[int, int]:
+    return key[0], int.from_bytes(key[1:], "big")
+
+
+def encode_block(key: bytes, e: BlockEntry) -> bytes:
+    fixed = _BLOCK.pack(*e[:9], len(e.namespace), len(e.key), len(e.meta), len(e.lengths))
+    body = b"".join((fixed, e.namespace, e.key, e.meta, struct.pack(f"<{len(e.lengths)}Q", *e.lengths)))
+    return _sealed(key, body)
+
+
+def decode_block(key: bytes, value: bytes) -> BlockEntry:
+    body = _opened(key, value)
+    clock, seq, parent_id, segment_no, offset, record_len, *rest = _BLOCK.unpack_from(body)
+    tier_no, kind, content_id, ns_len, key_len, meta_len, buffers = rest
+    ns_at = _BLOCK.size
+    key_at, meta_at = ns_at + ns_len, ns_at + ns_len + key_len
+    lengths_at = meta_at + meta_len
+    lengths = struct.unpack_from(f"<{buffers}Q", body, lengths_at)
+    names = body[ns_at:key_at], body[key_at:meta_at], body[meta_at:lengths_at]
+    place = segment_no, offset, record_len, tier_no
+    return BlockEntry(clock, seq, parent_id, *place, kind, content_id, *names, lengths)
+
+
+def encode_content(key: bytes, e: ContentEntry) -> bytes:
+    return _sealed(key, _CONTENT.pack(*e))
+
+
+def decode_content(key: bytes, value: bytes) -> ContentEntry:
+    return ContentEntry(*_CONTENT.unpack(_opened(key, value)))
+
+
+def encode_segment(key: bytes, e: SegmentEntry) -> bytes:
+    return _sealed(key, _SEGMENT.pack(*e))
+
+
+def decode_segment(key: bytes, value: bytes) -> SegmentEntry:
+    committed, live, sealed = _SEGMENT.unpack(_opened(key, value))
+    return SegmentEntry(committed, live, bool(sealed))
+
+
+def _sealed(key: bytes, body: bytes) -> bytes:
+    return body + _SUM.pack(xxhash.xxh32_intdigest(key + body))
+
+
+def _opened(key: bytes, value: bytes) -> bytes:
+    body = value[:-4]
+    if len(value) < 4 or _SUM.unpack(value[-4:])[0] != xxhash.xxh32_intdigest(key + body):
+        raise IndexDamaged(f"index entry {key.hex()} does not pass its checksum")
+    return body

@@ -1,0 +1,1 @@
+"""Policies: small objects that receive facts and return decisions. They never do I/O."""

@@ -1,0 +1,316 @@
+"""Making index and segments agree when a store is opened.
+
+The segments are the truth and the index is derived. After an unclean end the tail of a segment may hold
+records that no commit covered yet: those that prove themselves are taken in, and what follows is cut off.
+A segment below the tier's counter that the index does not name was being dropped: the drop is finished.
+
+An index that is missing, damaged, unfinished or older than the segments is made anew from all of them.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice, takewhile
+from typing import TypeVar
+
+from kvtier.events import Recovered, SegmentLost, Signals
+from kvtier.fs import FileSystem
+from kvtier.index.lmdb_index import IndexFull, LmdbIndex
+from kvtier.index.schema import IndexDamaged, SegmentEntry
+from kvtier.segment.format import (
+    SEGMENT_HEADER_BYTES,
+    FormatError,
+    RecordKind,
+    RecordState,
+)
+from kvtier.segment.scanner import Damaged, Found, TornTail, scan
+from kvtier.segment.writer import Written
+from kvtier.tiers.catalog import Change
+from kvtier.tiers.disk import DiskTier
+from kvtier.tiers.ledger import Ledger
+
+_BATCH = 10_000
+_TAIL_BYTES_MAX = 64 << 20  # more than is appended between two commits
+_T = TypeVar("_T")
+
+BlockNamer = Callable[[bytes, bytes], int]
+
+
+class _IndexIsBehind(Exception):
+    """The index does not know of a record that a later commit has already retired."""
+
+
+@dataclass
+class Report:
+    """What opening found."""
+
+    records: int = 0
+    torn_bytes: int = 0
+    damaged: int = 0
+    rebuilt: bool = False
+
+
+class Recovery:
+    """One opening's worth of recovery. ``block_id`` names a block by (namespace, key)."""
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        index: LmdbIndex,
+        tiers: Sequence[DiskTier],
+        ledger: Ledger,
+        signals: Signals,
+        block_id: BlockNamer,
+        store_id: bytes,
+    ) -> None:
+        self._fs = fs
+        self._index = index
+        self._tiers = tiers
+        self._ledger = ledger
+        self._signals = signals
+        self._block_id = block_id
+        self._store_id = store_id
+        self.report = Report()
+
+    def run(self) -> Report:
+        """Bring index and segments to agree. :class:`OSError` if a tier's folder or the index cannot be used."""
+        while not self._agree():
+            if not self._index.grow():
+                raise OSError(errno.ENOSPC, "the index is at its largest")
+        for tier in self._tiers:
+            self._resume(tier)
+        self._drop_dead_segments()
+        r = self.report
+        if r.rebuilt or r.records or r.torn_bytes:
+            self._signals.emit(Recovered(r.records, r.torn_bytes, r.rebuilt))
+        return r
+
+    def _agree(self) -> bool:
+        """Reconcile, or rebuild; False if the index is too small for it (either can be done again)."""
+        try:
+            with self._index.read() as view:
+                is_complete = view.is_complete()
+            try:
+                if not is_complete:
+                    raise _IndexIsBehind
+                for tier in self._tiers:
+                    self._reconcile(tier)
+            except (_IndexIsBehind, IndexDamaged):
+                self._rebuild()
+        except IndexFull:
+            return False
+        return True
+
+    # -- the usual way ------------------------------------------------------------------------------
+
+    def _reconcile(self, tier: DiskTier) -> None:
+        with self._index.read() as view:
+            known = view.segments(tier.tier_no)
+            counter = view.counter(f"next_segment:{tier.tier_no}")
+        there = set(tier.list_segments())
+        tier.next_segment_no = max(counter, 1)
+        if missing := set(known) - there:
+            self._forget_segments(tier, missing)
+        for number in sorted(there):
+            entry = known.get(number)
+            if entry is None and number < counter:
+                tier.drop(number)
+            else:
+                self._take_account(tier, number, entry or SegmentEntry(0, 0, False))
+
+    def _take_account(self, tier: DiskTier, number: int, entry: SegmentEntry) -> None:
+        try:
+            segment = tier.know(number, entry.live_bytes)
+        except OSError as e:
+            self._signals.count("segments_unreadable")
+            tier.health.last_error = str(e)
+            return
+        if segment.length < entry.committed_len:
+            self.report.damaged += 1
+            self._signals.count("segments_short")
+        elif segment.length > entry.committed_len and not entry.sealed:
+            try:
+                self._replay(tier, number, entry.committed_len)
+            except (FormatError, OSError):  # nothing behind the last commit was acknowledged
+                self._signals.count("segments_unreadable")
+                if entry.committed_len:
+                    tier.cut(number, entry.committed_len)
+                else:
+                    tier.drop(number)
+
+    def _replay(self, tier: DiskTier, number: int, start: int) -> None:
+        """Take in the records beyond the last commit, cut off the rest, make both durable, then commit."""
+        fd = self._fs.open(tier.path_of(number), write=True)
+        try:
+            tail = list(self._scan(fd, tier, number, start, payloads=True))
+            if any(isinstance(item, Found) and item.head.state is not RecordState.LIVE for item in tail):
+                raise _IndexIsBehind
+            found = [i for i in takewhile(lambda i: isinstance(i, Found), tail) if isinstance(i, Found)]
+            end = found[-1].offset + found[-1].head.record_len if found else max(start, SEGMENT_HEADER_BYTES)
+            torn = self._fs.size(fd) - end
+            if torn:
+                self._fs.truncate(fd, end)
+            self._fs.sync_data(fd)
+            self._fs.sync_dir(tier.setup.folder)
+        finally:
+            self._fs.close(fd)
+        tier.know(number, tier.segments[number].live_bytes)
+        tier.uncommitted.add(number)
+        self.report.torn_bytes += torn
+        self._adopt(tier, [Written(number, item.offset, item.head) for item in found], [number])
+
+    def _forget_segments(self, tier: DiskTier, missing: set[int]) -> None:
+        """Segments that the index names and the folder lacks: their blocks are gone."""
+        for number in sorted(missing):
+            self._signals.emit(SegmentLost(tier.name, number))
+        with self._index.read() as view:
+            lost = [
+                block_id
+                for block_id, entry in view.blocks()
+                if entry.tier_no == tier.tier_no
+                and (
+                    entry.segment_no in missing
+                    or (c := view.content(tier.tier_no, entry.content_id)) is None
+                    or c.segment_no in missing
+                )
+            ]
+        with self._ledger.change() as change:
+            for block_id in lost:
+                self._ledger.unlink(change, block_id)
+            for number in missing:
+                change.forget_segment(tier.tier_no, number)
+        self._signals.count("blocks_lost", len(lost))
+
+    def _resume(self, tier: DiskTier) -> None:
+        """Go on with the newest segment if it was not sealed, so that short sessions do not each leave one."""
+        if not tier.segments:
+            return
+        newest = max(tier.segments)
+        with self._index.read() as view:
+            entry = view.segment(tier.tier_no, newest)
+        segment = tier.segments[newest]
+        if entry is not None and not entry.sealed and segment.length == entry.committed_len:
+            tier.resume(newest)
+
+    def _drop_dead_segments(self) -> None:
+        """What recovery took in may turn out to hold nothing that is alive."""
+        dead = [
+            (tier.tier_no, number)
+            for tier in self._tiers
+            for number, segment in tier.segments.items()
+            if not segment.live_bytes and number != tier.active_no
+        ]
+        if dead:
+            with self._ledger.change() as change:
+                change.live.update(dict.fromkeys(dead, 0))
+
+    # -- from nothing -------------------------------------------------------------------------------
+
+    def _rebuild(self) -> None:
+        """Make the index anew. If it does not come to its end, the next opening starts from nothing again."""
+        with self._index.write() as txn:
+            txn.clear()
+        for tier in self._tiers:
+            self._rebuild_tier(tier)
+        with self._ledger.change() as change:
+            change.txn.set_complete()
+
+    def _rebuild_tier(self, tier: DiskTier) -> None:
+        """First all payloads, held, so that none is given up before its references are known; then the blocks;
+        then what nobody needs is let go. Every segment ends up sealed."""
+        numbers = tier.list_segments()
+        self.report.rebuilt |= bool(numbers)
+        tier.next_segment_no = max(numbers, default=0) + 1
+        numbers = [n for n in numbers if self._is_readable(tier, n)]
+        with closing(self._records(tier, numbers)) as records:
+            for batch in _batches(records):
+                self._hold_contents(tier, batch, numbers)
+        with closing(self._records(tier, numbers)) as records:
+            for batch in _batches(records):
+                self._adopt(tier, batch, numbers)
+        with self._index.read() as view:
+            held = [content_id for content_id, _ in view.contents(tier.tier_no)]
+        tier.uncommitted.update(numbers)
+        for content_ids in _batches(iter(held)):
+            with self._ledger.change() as change:
+                for content_id in content_ids:
+                    change.release(tier.tier_no, content_id)
+
+    def _hold_contents(self, tier: DiskTier, records: Sequence[Written], segments: Sequence[int]) -> None:
+        with self._ledger.change() as change:
+            change.keep.update((tier.tier_no, n) for n in segments)
+            for content_id in _add_contents(change, tier, records):
+                change.hold(tier.tier_no, content_id)
+
+    def _is_readable(self, tier: DiskTier, number: int) -> bool:
+        try:
+            tier.know(number, 0)
+        except OSError as e:
+            self._signals.count("segments_unreadable")
+            tier.health.last_error = str(e)
+            return False
+        return True
+
+    def _records(self, tier: DiskTier, numbers: Sequence[int]) -> Generator[Written, None, None]:
+        """The records that are not dead, oldest segment first; payloads are checked where the tail may be torn."""
+        unsure = numbers[-2 - _TAIL_BYTES_MAX // tier.setup.segment_bytes :]
+        for number in numbers:
+            try:
+                fd = self._fs.open(tier.path_of(number))
+                try:
+                    for item in self._scan(fd, tier, number, 0, payloads=number in unsure):
+                        if isinstance(item, Found):
+                            if item.head.state is not RecordState.DEAD:
+                                yield Written(number, item.offset, item.head)
+                        elif isinstance(item, Damaged):
+                            self.report.damaged += 1
+                finally:
+                    self._fs.close(fd)
+            except (FormatError, OSError):
+                self.report.damaged += 1
+                self._signals.count("segments_unreadable")
+
+    # -- both ---------------------------------------------------------------------------------------
+
+    def _scan(
+        self, fd: int, tier: DiskTier, number: int, start: int, *, payloads: bool
+    ) -> Iterator[Found | Damaged | TornTail]:
+        return scan(self._fs, fd, self._store_id, tier.tier_no, number, start=start, payloads=payloads)
+
+    def _adopt(self, tier: DiskTier, records: Sequence[Written], segments: Sequence[int]) -> None:
+        """Take durable records in, in one commit, each unless its block is known with a newer one. A tie goes to the
+        record: it is a copy that was on its way to another tier, whose original may be marked dead already."""
+        with self._ledger.change() as change:
+            change.keep.update((tier.tier_no, n) for n in segments)
+            _add_contents(change, tier, records)
+            with change.holding(tier.tier_no, {r.head.content_id for r in records}):
+                for record in records:
+                    if record.head.state is RecordState.LIVE:
+                        self._link(change, tier, record)
+
+    def _link(self, change: Change, tier: DiskTier, record: Written) -> None:
+        block_id = self._block_id(record.head.namespace, record.head.key)
+        entry = change.txn.block(block_id)
+        if entry is not None and entry.seq > record.head.seq:
+            change.reject(tier.tier_no, record)
+        elif self._ledger.link(change, tier, block_id, record):
+            self.report.records += 1
+
+
+def _add_contents(change: Change, tier: DiskTier, records: Sequence[Written]) -> list[bytes]:
+    """Let the index know the payloads in these records; returns the ids of those that are new to it."""
+    new = []
+    for record in records:
+        content_id = record.head.content_id
+        if record.head.kind is RecordKind.BLOCK and change.txn.content(tier.tier_no, content_id) is None:
+            change.add_content(tier.tier_no, record)
+            new.append(content_id)
+    return new
+
+
+def _batches(items: Iterator[_T]) -> Iterator[list[_T]]:
+    while batch := list(islice(items, _BATCH)):
+        yield batch

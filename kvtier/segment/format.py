@@ -1,0 +1,232 @@
+"""Segment bytes: the file header and the record, exactly as ``docs/format.md`` lays them down.
+
+Pure functions over bytes; no I/O. A record's header checksum covers its *place* (store, tier, segment,
+offset) as well as its contents, so a record that was copied, swapped or misdirected is not believed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+import xxhash
+
+FORMAT_VERSION = 1
+
+SEGMENT_MAGIC = b"KVTSEG\r\n"
+SEGMENT_HEADER = struct.Struct("<8sII16sQII8sQ")
+SEGMENT_HEADER_BYTES = SEGMENT_HEADER.size
+
+RECORD_MAGIC = b"KVR1"
+RECORD_HEADER = struct.Struct("<4sBBBBQQQQQHBBHBB16s16sQ")
+RECORD_HEADER_BYTES = RECORD_HEADER.size
+RECORD_ALIGN = 64
+STATE_OFFSET = 4
+_HEAD_SUM_OFFSET = RECORD_HEADER_BYTES - 8
+HEAD_BYTES_MAX = RECORD_HEADER_BYTES + 64 + 255 + 1024 + 64 * 8
+RECORD_BYTES_MAX = 1 << 40
+NO_SUM = bytes(16)
+
+
+class RecordState(IntEnum):
+    """The one byte of a record that changes in place, when its contents die."""
+
+    LIVE = ord("L")
+    PAYLOAD_ONLY = ord("P")
+    DEAD = ord("D")
+
+
+class RecordKind(IntEnum):
+    BLOCK = 1
+    REFERENCE = 2
+
+
+class FormatError(ValueError):
+    """Bytes that are not what the format says. Never reaches a caller of the store: it becomes a miss."""
+
+
+class Place(NamedTuple):
+    """Where a record stands; part of its header checksum."""
+
+    store_id: bytes
+    tier_no: int
+    segment_no: int
+    offset: int
+
+    def seed(self) -> bytes:
+        return _PLACE.pack(*self)
+
+
+_PLACE = struct.Struct("<16sIQQ")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordHead:
+    """Everything in a record but its payload. Lengths are in bytes."""
+
+    kind: RecordKind
+    codec: int
+    seq: int
+    parent_id: int
+    namespace: bytes
+    key: bytes
+    meta: bytes
+    lengths: tuple[int, ...]
+    content_id: bytes
+    stored_len: int
+    payload_sum: bytes
+    state: RecordState = RecordState.LIVE
+
+    @property
+    def raw_len(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def head_len(self) -> int:
+        return RECORD_HEADER_BYTES + self.variable_len
+
+    @property
+    def variable_len(self) -> int:
+        return len(self.namespace) + len(self.key) + len(self.meta) + 8 * len(self.lengths)
+
+    @property
+    def record_len(self) -> int:
+        return align_up(self.head_len + self.stored_len)
+
+
+def align_up(n: int, align: int = RECORD_ALIGN) -> int:
+    return -(-n // align) * align
+
+
+def payload_sum(buffers: Iterable[memoryview | bytes | bytearray]) -> bytes:
+    """XXH3-128 of the stored payload (16 bytes, big-endian): an error check, never an identity."""
+    h = xxhash.xxh3_128()
+    for b in buffers:
+        h.update(b)
+    return h.digest()
+
+
+def pack_segment_header(store_id: bytes, tier_no: int, segment_no: int) -> bytes:
+    raw = SEGMENT_HEADER.pack(SEGMENT_MAGIC, FORMAT_VERSION, 0, store_id, segment_no, tier_no, 0, bytes(8), 0)
+    return raw[:-8] + struct.pack("<Q", xxhash.xxh3_64_intdigest(raw[:-8]))
+
+
+def check_segment_header(raw: bytes | bytearray, store_id: bytes, tier_no: int, segment_no: int) -> None:
+    """Raise :class:`FormatError` unless ``raw`` is the header of exactly this segment."""
+    if bytes(raw) != pack_segment_header(store_id, tier_no, segment_no):
+        raise FormatError("segment header does not match its store, tier or number")
+
+
+def pack_head(head: RecordHead, place: Place) -> bytes:
+    """The record's head (fixed header and variable part) for this place."""
+    fixed = RECORD_HEADER.pack(
+        RECORD_MAGIC,
+        0,
+        head.kind,
+        head.codec,
+        0,
+        head.seq,
+        head.record_len,
+        head.stored_len,
+        head.raw_len,
+        head.parent_id,
+        head.variable_len,
+        len(head.namespace),
+        len(head.key),
+        len(head.meta),
+        len(head.lengths),
+        0,
+        head.content_id,
+        head.payload_sum,
+        0,
+    )
+    lengths = struct.pack(f"<{len(head.lengths)}Q", *head.lengths)
+    variable = head.namespace + head.key + head.meta + lengths
+    total = xxhash.xxh3_64_intdigest(place.seed() + fixed[:_HEAD_SUM_OFFSET] + variable)
+    return b"".join(
+        (
+            fixed[:STATE_OFFSET],
+            bytes((head.state,)),
+            fixed[STATE_OFFSET + 1 : _HEAD_SUM_OFFSET],
+            struct.pack("<Q", total),
+            variable,
+        )
+    )
+
+
+class _Fixed(NamedTuple):
+    magic: bytes
+    state: int
+    kind: int
+    codec: int
+    reserved0: int
+    seq: int
+    record_len: int
+    stored_len: int
+    raw_len: int
+    parent_id: int
+    variable_len: int
+    ns_len: int
+    key_len: int
+    meta_len: int
+    buffers: int
+    reserved1: int
+    content_id: bytes
+    payload_sum: bytes
+    head_sum: int
+
+
+def unpack_head(raw: bytes | bytearray | memoryview, place: Place) -> RecordHead:
+    """Parse and check a record's head; ``raw`` starts at the record and may run past its head.
+
+    Raises :class:`FormatError` on any disagreement; no length is used before it is checked.
+    """
+    if len(raw) < RECORD_HEADER_BYTES:
+        raise FormatError("too short for a record header")
+    f = _Fixed(*RECORD_HEADER.unpack_from(raw))
+    if f.magic != RECORD_MAGIC:
+        raise FormatError("no record magic")
+    end = RECORD_HEADER_BYTES + f.variable_len
+    if end > len(raw) or end > HEAD_BYTES_MAX:
+        raise FormatError("record head longer than what is there")
+    body = bytes(raw[:end])
+    summed = place.seed() + body[:STATE_OFFSET] + b"\0" + body[STATE_OFFSET + 1 : _HEAD_SUM_OFFSET]
+    if xxhash.xxh3_64_intdigest(summed + body[RECORD_HEADER_BYTES:]) != f.head_sum:
+        raise FormatError("record head checksum differs")
+    return _head_of(f, body[RECORD_HEADER_BYTES:])
+
+
+def _head_of(f: _Fixed, variable: bytes) -> RecordHead:
+    if f.ns_len + f.key_len + f.meta_len + 8 * f.buffers != f.variable_len:
+        raise FormatError("record head lengths disagree")
+    key_at, meta_at = f.ns_len, f.ns_len + f.key_len
+    lengths_at = meta_at + f.meta_len
+    try:
+        head = RecordHead(
+            kind=RecordKind(f.kind),
+            codec=f.codec,
+            seq=f.seq,
+            parent_id=f.parent_id,
+            namespace=variable[:key_at],
+            key=variable[key_at:meta_at],
+            meta=variable[meta_at:lengths_at],
+            lengths=struct.unpack_from(f"<{f.buffers}Q", variable, lengths_at),
+            content_id=f.content_id,
+            stored_len=f.stored_len,
+            payload_sum=f.payload_sum,
+            state=RecordState(f.state),
+        )
+    except ValueError as e:
+        raise FormatError(str(e)) from e
+    if head.raw_len != f.raw_len or head.record_len != f.record_len or f.record_len > RECORD_BYTES_MAX:
+        raise FormatError("record lengths disagree")
+    return head
+
+
+def check_payload(head: RecordHead, stored: Sequence[memoryview | bytes | bytearray]) -> None:
+    """Raise :class:`FormatError` unless the stored payload is the one that was written."""
+    if payload_sum(stored) != head.payload_sum:
+        raise FormatError("payload checksum differs")

@@ -1,0 +1,158 @@
+"""What a store says about itself. All sizes are in bytes; counters start at zero when the store is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kvtier.events import Signals
+from kvtier.front import Front
+from kvtier.tiers.disk import DiskTier
+from kvtier.tiers.ladder import Ladder
+
+
+@dataclass(frozen=True)
+class RamStats:
+    """The RAM tier now."""
+
+    bytes_max: int
+    bytes_used: int
+    blocks: int
+    hits: int
+    evictions: int
+
+
+@dataclass(frozen=True)
+class TierStats:
+    """One disk tier. ``bytes_used`` is what counts against the cap: segments, and the index in the first tier."""
+
+    name: str
+    kind: str
+    bytes_max: int
+    bytes_used: int
+    bytes_live: int
+    segments: int
+    hits: int
+    bytes_read: int
+    bytes_written: int
+    suspended: bool
+    errors: int
+    last_error: str
+
+
+@dataclass(frozen=True)
+class QueueStats:
+    """The write queue. ``failed`` blocks did not become durable; ``skipped`` found it full."""
+
+    bytes_max: int
+    bytes_used: int
+    blocks: int
+    hits: int
+    failed: int
+    skipped: int
+    last_error: str
+
+
+@dataclass(frozen=True)
+class DedupStats:
+    """Puts whose bytes were in the tier already, and what that saved."""
+
+    blocks: int
+    bytes_saved: int
+
+
+@dataclass(frozen=True)
+class PrefetchStats:
+    """Blocks asked for ahead, and those that came."""
+
+    requested: int
+    loaded: int
+    bytes_loaded: int
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """Everything at one moment. ``misses`` by reason; ``counters`` holds the rest (evictions, demotions, ...)."""
+
+    blocks: int
+    puts: int
+    ram: RamStats
+    queue: QueueStats
+    tiers: tuple[TierStats, ...]
+    dedup: DedupStats
+    prefetch: PrefetchStats
+    misses: Mapping[str, int]
+    quarantined: int
+    pinned: int
+    index_bytes: int
+    counters: Mapping[str, int]
+
+    @property
+    def bytes_written(self) -> int:
+        """Segment bytes written to all tiers, the index not counted."""
+        return sum(t.bytes_written for t in self.tiers)
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """What the store occupies on all its disks."""
+        return sum(t.bytes_used for t in self.tiers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists, for JSON."""
+        return {
+            **asdict(self),
+            "misses": dict(self.misses),
+            "counters": dict(self.counters),
+            "bytes_written": self.bytes_written,
+            "bytes_on_disk": self.bytes_on_disk,
+        }
+
+
+def stats_of(front: Front, ladder: Ladder | None, signals: Signals) -> StoreStats:
+    """Gather the statistics of a store's halves."""
+    counts = signals.counts()
+    tiers = tuple(_tier_stats(t, ladder, counts) for t in ladder.tiers) if ladder else ()
+    return StoreStats(
+        blocks=ladder.count_blocks() if ladder else len(front.ram),
+        puts=counts.pop("puts", 0),
+        ram=RamStats(front.ram.bytes_max, front.ram.bytes_used, len(front.ram), front.ram_hits, front.ram.evictions),
+        queue=QueueStats(
+            bytes_max=front.queue.bytes_max,
+            bytes_used=front.queue.bytes_used,
+            blocks=len(front.queue),
+            hits=front.queue_hits,
+            failed=counts.pop("write_failures", 0),
+            skipped=counts.pop("skipped", 0),
+            last_error=str(front.queue.first_error or ""),
+        ),
+        tiers=tiers,
+        dedup=DedupStats(counts.pop("dedup_blocks", 0), counts.pop("dedup_bytes", 0)),
+        prefetch=PrefetchStats(
+            counts.pop("prefetch_requested", 0),
+            counts.pop("prefetch_loaded", 0),
+            counts.pop("prefetch_bytes", 0),
+        ),
+        misses={name.split(":")[1]: counts.pop(name) for name in list(counts) if name.startswith("miss:")},
+        quarantined=counts.pop("quarantined", 0),
+        pinned=front.pinned,
+        index_bytes=ladder.index_bytes if ladder else 0,
+        counters=counts,
+    )
+
+
+def _tier_stats(tier: DiskTier, ladder: Ladder, counts: dict[str, int]) -> TierStats:
+    return TierStats(
+        name=tier.name,
+        kind=tier.setup.kind,
+        bytes_max=tier.setup.bytes_max,
+        bytes_used=ladder.used_bytes(tier),
+        bytes_live=sum(s.live_bytes for s in tuple(tier.segments.values())),
+        segments=len(tier.segments),
+        hits=counts.pop(f"hits:{tier.name}", 0),
+        bytes_read=counts.pop(f"bytes_read:{tier.name}", 0),
+        bytes_written=tier.bytes_written,
+        suspended=tier.is_suspended(),
+        errors=tier.health.errors,
+        last_error=tier.health.last_error,
+    )

@@ -1,0 +1,424 @@
+"""The store: the one object that an embedding server holds, and the only composition root."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+
+from kvtier.assembly import Parts, config_of, open_parts
+from kvtier.back import Back
+from kvtier.blocks import (
+    BlockInfo,
+    Buffer,
+    Hit,
+    HitInto,
+    Miss,
+    MissReason,
+    PutItem,
+    PutOutcome,
+    check_key,
+    check_meta,
+)
+from kvtier.buffers import byte_views, check_size, copy_across, owned
+from kvtier.clock import Clock, SystemClock
+from kvtier.config import Config
+from kvtier.errors import FlushError, ForkedStore, LimitError, ReadOnlyStore, StoreClosed
+from kvtier.events import Listener, Signals, WriteSkipped
+from kvtier.front import Front, InMemory
+from kvtier.fs import FileSystem, default_file_system
+from kvtier.identity import Identity
+from kvtier.index.lmdb_index import ENGINE
+from kvtier.policy import registry
+from kvtier.policy.base import NO_PARENT
+from kvtier.stats import StoreStats, stats_of
+from kvtier.tiers.ram import RamBlock, RamTier
+from kvtier.tiers.reading import Located, Wanted
+
+_LOCATE_AT_ONCE = 1024
+_MATCH_AT_ONCE = 64
+
+
+class Store:
+    """A tiered block store: RAM, then the disk tiers of its configuration, in order.
+
+    Blocks are opaque: a key (1 to 128 bytes) in a namespace (0 to 64 bytes) names one value of 1 to 64
+    buffers and up to 1 KiB of metadata. ``put`` returns at once and writes behind; ``get`` returns checked
+    bytes or a :class:`kvtier.Miss` with its reason. A store has one writing process; any number of others
+    may open it with ``read_only=True``.
+
+    Threads: every method may be called from any thread. Fork: using the store in a forked child raises
+    :class:`kvtier.ForkedStore`, and the child cannot open the folder anew; spawn such processes instead.
+    After ``close()``, all methods but ``close`` raise :class:`kvtier.StoreClosed`.
+
+    >>> with Store.open(Config(ram={"bytes_max": "16MiB"})) as store:
+    ...     _ = store.put(b"k1", b"some bytes")
+    ...     bytes(store.get(b"k1").buffers[0])
+    b'some bytes'
+    """
+
+    # -- opening and closing ------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        source: Config | str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        listeners: Sequence[Listener] = (),
+        fs: FileSystem | None = None,
+        clock: Clock | None = None,
+        background: bool = True,
+    ) -> Store:
+        """Open a store, creating it if there is none (unless ``read_only``), recovering it if need be.
+
+        ``source``: a :class:`kvtier.Config`, the path of a ``.toml`` file, or a folder (then with what it was
+        last opened for writing with, or the defaults of :meth:`Config.for_folder` if it is new).
+        ``listeners`` are called with each event. ``fs``, ``clock`` and ``background=False`` (no thread:
+        ``flush`` and ``close`` do the work) are for tests.
+
+        Raises :class:`kvtier.ConfigError`, a :class:`kvtier.StoreError` that says why the folder cannot be
+        used, or :class:`OSError`.
+        """
+        config = config_of(source)
+        signals = Signals(listeners)
+        parts = None
+        if config.tier:
+            file_system = fs or default_file_system()
+            parts = open_parts(config, file_system, clock or SystemClock(), signals, read_only=read_only)
+        return cls(config, parts, signals, read_only=read_only, background=background)
+
+    def __init__(
+        self, config: Config, parts: Parts | None, signals: Signals, *, read_only: bool, background: bool
+    ) -> None:
+        """Use :meth:`open`."""
+        self.config = config
+        self.read_only = read_only
+        self._signals = signals
+        self._pid = os.getpid()
+        self._closed = False
+        self._closing = threading.Lock()
+        self._identity = parts.identity if parts else Identity.new(ENGINE)
+        self._value_bytes_max = config.store.value_bytes_max
+        ram = RamTier(config.ram.bytes_max, registry.EVICTION[config.ram.eviction]())
+        first_seq = parts.ladder.ledger.last_seq + 1 if parts else 1
+        self._front = Front(ram, config.write_behind.bytes_max, first_seq)
+        self._skip_when_full = config.write_behind.when_full == "skip"
+        self._is_skipping = False
+        self._back: Back | None = None
+        if parts:
+            self._back = Back(config, parts, self._front, signals, read_only=read_only, background=background)
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Write what is queued, then release everything. Idempotent; a no-op in a forked child."""
+        if os.getpid() != self._pid:
+            return
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        atexit.unregister(self.close)
+        self._front.close()
+        if self._back:
+            self._back.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        key: bytes,
+        buffers: Buffer | Sequence[Buffer],
+        *,
+        meta: bytes = b"",
+        parent: bytes | None = None,
+        namespace: bytes = b"",
+    ) -> PutOutcome:
+        """Store one block: the last put of a key wins, and identical bytes cost no disk write.
+
+        The buffers (flat or not, contiguous, bytes-like) are copied once, so the caller may reuse them;
+        ``bytes`` objects are kept as they are, uncopied. No disk I/O happens on this thread, but a full
+        write queue makes it wait or skip, as configured.
+
+        Raises :class:`kvtier.LimitError`, :class:`kvtier.ReadOnlyStore`.
+        """
+        self._check_writable()
+        wanted = self._wanted(key, namespace)
+        check_meta(meta)
+        views = byte_views(buffers, self._value_bytes_max)
+        parent_id = NO_PARENT if parent is None else self._wanted(parent, namespace).block_id
+        block = RamBlock(namespace, key, parent_id, meta, tuple(owned(v) for v in views))
+        self._signals.count("puts")
+        back = self._back
+        if back is None:
+            self._front.put_in_ram(wanted.block_id, block)
+            return PutOutcome.QUEUED
+        outcome = self._front.put(
+            wanted.block_id,
+            block,
+            skip_when_full=self._skip_when_full,
+            is_new=lambda: not back.has(wanted),
+            wait=back.wait,
+        )
+        back.poke()
+        self._note(outcome)
+        return outcome
+
+    def put_many(self, items: Iterable[PutItem], *, namespace: bytes = b"") -> list[PutOutcome]:
+        """``put`` for several blocks, in order (parents before children)."""
+        return [self.put(i.key, i.buffers, meta=i.meta, parent=i.parent, namespace=namespace) for i in items]
+
+    def delete(self, key: bytes, *, namespace: bytes = b"") -> bool:
+        """Forget a block, at once for readers and durably after ``flush()``; whether it was there."""
+        self._check_writable()
+        wanted = self._wanted(key, namespace)
+        found = self._front.find(wanted, use=False)
+        if found is None and (self._back is None or self._back.locate([wanted])[0] is MissReason.ABSENT):
+            return False
+        if found is not None and found.block is None:
+            return False
+        self._front.delete(wanted.block_id, on_disk=self._back is not None)
+        if self._back:
+            self._back.poke()
+        return True
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything put or deleted before this call is durable.
+
+        Raises :class:`kvtier.FlushError` if any write failed since the last ``flush``, and
+        :class:`TimeoutError` after ``timeout`` seconds.
+        """
+        self._check_open()
+        back = self._back
+        if back is None or self.read_only:
+            return
+        back.save_recency()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        failed, error = self._front.drain(lambda changed: back.wait(changed, deadline))
+        if failed:
+            raise FlushError(f"{failed} blocks did not become durable: {error}", failed) from error
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    def get(self, key: bytes, *, namespace: bytes = b"") -> Hit | Miss:
+        """One block, every byte checked. From RAM nothing is copied; from disk it enters RAM on the way."""
+        self._check_open()
+        wanted = self._wanted(key, namespace)
+        found = self._front.find(wanted)
+        if found is None and self._back is not None and self._back.wait_for(wanted.block_id):
+            found = self._front.find(wanted)
+        if found is not None or self._back is None:
+            return self._outcome(wanted, found)
+        located = self._back.locate([wanted])[0]
+        if isinstance(located, MissReason):
+            return self._miss(wanted, located)
+        return self._read_outcome(located, self._back.read(located))
+
+    def get_into(self, key: bytes, buffers: Buffer | Sequence[Buffer], *, namespace: bytes = b"") -> HitInto | Miss:
+        """One block into the caller's writable buffers, whose sizes must sum to the block's.
+
+        From an uncompressed disk tier the bytes are read straight into them (and do not enter RAM). After a
+        :class:`Miss` their contents are undefined. Raises :class:`kvtier.LimitError` if the sizes differ.
+        """
+        self._check_open()
+        wanted = self._wanted(key, namespace)
+        targets = byte_views(buffers, self._value_bytes_max)
+        if any(t.readonly for t in targets):
+            raise LimitError("get_into needs writable buffers")
+        size = sum(t.nbytes for t in targets)
+        found = self._front.find(wanted)
+        if found is not None or self._back is None:
+            hit = self._outcome(wanted, found)
+            if isinstance(hit, Miss):
+                return hit
+            check_size(size, hit.nbytes)
+            copy_across(hit.buffers, targets)
+            return HitInto(key, size, hit.meta, hit.tier)
+        located = self._back.locate([wanted])[0]
+        if isinstance(located, MissReason):
+            return self._miss(wanted, located)
+        check_size(size, located.entry.nbytes)
+        read = self._back.read_into(located, targets)
+        if isinstance(read, MissReason):
+            return self._miss(wanted, read)
+        return HitInto(key, size, read.entry.meta, read.tier.name)
+
+    def get_many(self, keys: Iterable[bytes], *, namespace: bytes = b"", keep: bool = True) -> Iterator[Hit | Miss]:
+        """The blocks of ``keys``, in order, reading ahead of the consumer by up to ``prefetch.bytes_max``.
+
+        Neighbours on disk come in one read. Use it for a chain: all of it then counts as used together.
+        ``keep=False``: what comes from disk does not enter RAM but passes through a few buffers, each used
+        again once the consumer has let go of its block; faster, and in bounded memory, for a long chain that
+        is needed once.
+        """
+        self._check_open()
+        return self._get_many([self._wanted(k, namespace) for k in keys], keep)
+
+    def _get_many(self, wanted: Sequence[Wanted], keep: bool) -> Iterator[Hit | Miss]:
+        for at in range(0, len(wanted), _LOCATE_AT_ONCE):
+            yield from self._get_some(wanted[at : at + _LOCATE_AT_ONCE], keep)
+
+    def _get_some(self, wanted: Sequence[Wanted], keep: bool) -> Iterator[Hit | Miss]:
+        self._check_open()
+        found = self._front.find_many(wanted, use=True)
+        back = self._back
+        if back is None:
+            yield from (self._outcome(w, f) for w, f in zip(wanted, found, strict=True))
+            return
+        missing = [w for w, f in zip(wanted, found, strict=True) if f is None]
+        coming = {w.block_id for w in missing if back.is_coming(w.block_id)}
+        located = back.locate([w for w in missing if w.block_id not in coming])
+        places = iter(located)
+        ahead = back.read_ahead([p for p in located if isinstance(p, Located)], keep=keep)
+        for w, f in zip(wanted, found, strict=True):
+            self._check_open()
+            if f is not None:
+                yield self._outcome(w, f)
+            elif w.block_id in coming:
+                yield self.get(w.key, namespace=w.namespace)
+            elif isinstance(place := next(places), Located):
+                yield self._read_outcome(place, next(ahead))
+            else:
+                yield self._miss(w, place)
+
+    def match(self, keys: Sequence[bytes], *, namespace: bytes = b"") -> int:
+        """How many of ``keys``, from the first on without a gap, are present. Reads no payload."""
+        self._check_open()
+        count = 0
+        for at in range(0, len(keys), _MATCH_AT_ONCE):
+            wanted = [self._wanted(k, namespace) for k in keys[at : at + _MATCH_AT_ONCE]]
+            for present in self._present(wanted):
+                if not present:
+                    return count
+                count += 1
+        return count
+
+    def contains(self, key: bytes, *, namespace: bytes = b"") -> bool:
+        """Whether the block is present. Reads no payload; does not count as a use."""
+        self._check_open()
+        return self._present([self._wanted(key, namespace)])[0]
+
+    def info(self, key: bytes, *, namespace: bytes = b"") -> BlockInfo | None:
+        """Metadata and sizes of a block without reading its payload; None if it is not present."""
+        self._check_open()
+        wanted = self._wanted(key, namespace)
+        found = self._front.find(wanted, use=False)
+        if found is not None or self._back is None:
+            if found is None or found.block is None:
+                return None
+            b = found.block
+            return BlockInfo(key, b.meta, tuple(v.nbytes for v in b.buffers), found.place)
+        located = self._back.locate([wanted])[0]
+        if isinstance(located, MissReason):
+            return None
+        return BlockInfo(key, located.entry.meta, located.entry.lengths, located.tier.name)
+
+    # -- hints --------------------------------------------------------------------------------------
+
+    def prefetch(self, keys: Iterable[bytes], *, namespace: bytes = b"") -> int:
+        """Bring blocks into RAM in the background, in this order; returns how many are on their way.
+
+        Give it the chain of a request as soon as the request is queued. Bytes in flight are bounded by
+        ``prefetch.bytes_max``, and the RAM tier's cap bounds what stays.
+        """
+        self._check_open()
+        wanted = [self._wanted(k, namespace) for k in keys]
+        if self._back is None:
+            return 0
+        found = self._front.find_many(wanted, use=False)
+        missing = [w for w, f in zip(wanted, found, strict=True) if f is None]
+        count = self._back.prefetch([p for p in self._back.locate(missing) if isinstance(p, Located)])
+        self._signals.count("prefetch_requested", count)
+        return count
+
+    def pin(self, keys: Iterable[bytes], *, namespace: bytes = b"") -> None:
+        """Protect blocks, and with them their ancestors, from eviction on every tier, present yet or not.
+
+        Pins count, and end with ``unpin`` or with the process: one that crashes leaves none behind.
+        """
+        self._check_open()
+        ids = self._front.pin([self._wanted(k, namespace).block_id for k in keys])
+        if self._back:
+            self._back.hold(ids, 1)
+
+    def unpin(self, keys: Iterable[bytes], *, namespace: bytes = b"") -> None:
+        """Undo one ``pin`` of each key; keys that are not pinned are ignored."""
+        self._check_open()
+        ids = self._front.unpin([self._wanted(k, namespace).block_id for k in keys])
+        if self._back:
+            self._back.hold(ids, -1)
+
+    # -- facts --------------------------------------------------------------------------------------
+
+    def stats(self) -> StoreStats:
+        """Counters and sizes at this moment."""
+        self._check_open()
+        return stats_of(self._front, self._back.ladder if self._back else None, self._signals)
+
+    def derive_key(self, purpose: bytes) -> bytes:
+        """32 secret bytes that only this store gives for this purpose, for keyed hashes over prompts.
+
+        They stay the same for the life of the store. A store without a disk tier makes up new ones each time
+        it is opened.
+        """
+        self._check_open()
+        return self._identity.derive_key(b"user:" + purpose)
+
+    # -- inside -------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedStore("this store was opened before fork(); open it in a spawned process instead")
+        if self._closed:
+            raise StoreClosed("the store is closed")
+
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self.read_only:
+            raise ReadOnlyStore("the store was opened with read_only=True")
+
+    def _wanted(self, key: bytes, namespace: bytes) -> Wanted:
+        check_key(key, namespace)
+        return Wanted(self._identity.block_id(namespace, key), namespace, key)
+
+    def _present(self, wanted: Sequence[Wanted]) -> list[bool]:
+        found = self._front.find_many(wanted, use=False)
+        missing = [w for w, f in zip(wanted, found, strict=True) if f is None]
+        if self._back is None or not missing:
+            return [f is not None and f.block is not None for f in found]
+        places = iter(self._back.locate(missing))
+        return [isinstance(next(places), Located) if f is None else f.block is not None for f in found]
+
+    def _outcome(self, wanted: Wanted, found: InMemory | None) -> Hit | Miss:
+        if found is None or found.block is None:
+            return self._miss(wanted, MissReason.ABSENT)
+        return Hit(wanted.key, found.block.buffers, found.block.meta, found.place)
+
+    def _read_outcome(self, located: Located, block: RamBlock | MissReason) -> Hit | Miss:
+        if isinstance(block, MissReason):
+            return self._miss(located.wanted, block)
+        return Hit(block.key, block.buffers, block.meta, located.tier.name)
+
+    def _miss(self, wanted: Wanted, reason: MissReason) -> Miss:
+        self._signals.count(f"miss:{reason.value}")
+        return Miss(wanted.key, reason)
+
+    def _note(self, outcome: PutOutcome) -> None:
+        """Count skips, and tell listeners once an episode."""
+        skipped = outcome is PutOutcome.SKIPPED
+        if skipped:
+            self._signals.count("skipped")
+            if not self._is_skipping:
+                self._signals.emit(WriteSkipped(self._front.queue.bytes_used))
+        self._is_skipping = skipped

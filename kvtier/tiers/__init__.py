@@ -1,0 +1,1 @@
+"""The tiers: RAM, the disk tiers below it, and the ladder that moves blocks between them."""

@@ -1,0 +1,343 @@
+"""One disk tier: a folder of segments, its byte accounting, and its policies. It knows nothing of the index.
+
+Threads: ``read`` from any thread; everything else from the store's background worker only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kvtier.clock import Clock
+from kvtier.events import Signals, TierResumed, TierSuspended
+from kvtier.fs import FileSystem
+from kvtier.policy.base import CompactionPolicy, EvictionPolicy, PromotionPolicy, SegmentFacts
+from kvtier.segment.format import (
+    SEGMENT_HEADER_BYTES,
+    STATE_OFFSET,
+    FormatError,
+    RecordHead,
+    RecordState,
+    align_up,
+)
+from kvtier.segment.reader import Extent, SegmentFiles, read_payloads
+from kvtier.segment.writer import Draft, SegmentWriter, Written
+
+PAGE = 4096
+_RETRY_S_FIRST, _RETRY_S_MAX = 1.0, 60.0
+_SUFFIX = ".seg"
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """A record that lost its block, its payload or both, to be marked so on disk."""
+
+    tier_no: int
+    segment_no: int
+    offset: int
+    head_len: int
+    record_len: int
+    state: RecordState
+
+
+@dataclass(slots=True)
+class Segment:
+    """A segment on disk. ``length`` is the file's, ``disk_bytes`` what it occupies after punching."""
+
+    length: int
+    disk_bytes: int
+    live_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TierSetup:
+    """What a tier is made of; sizes in bytes."""
+
+    name: str
+    kind: str
+    folder: str
+    tier_no: int
+    bytes_max: int
+    segment_bytes: int
+    codec: str
+    eviction: Callable[[], EvictionPolicy]
+    promotion: PromotionPolicy
+    compaction: CompactionPolicy
+
+
+@dataclass(slots=True)
+class _Health:
+    retry_at: float = 0.0
+    wait_s: float = 0.0
+    last_error: str = ""
+    errors: int = 0
+
+
+class DiskTier:
+    """See the module."""
+
+    def __init__(self, fs: FileSystem, setup: TierSetup, store_id: bytes, signals: Signals, clock: Clock) -> None:
+        self._fs = fs
+        self._store_id = store_id
+        self._signals = signals
+        self._clock = clock
+        self.setup = setup
+        self.name = setup.name
+        self.tier_no = setup.tier_no
+        self.policy = setup.eviction()
+        self.policy_loaded = False
+        self.can_punch = True
+        self.segments: dict[int, Segment] = {}
+        self.next_segment_no = 1
+        self.bytes_written = 0
+        self.doubted: set[tuple[int, int]] = set()  # (segment, offset) of records that could not be read
+        self.condemned: set[tuple[int, int]] = set()  # of those that failed a check: not to be read again
+        self.health = _Health()
+        self._files = SegmentFiles(fs, self.path_of)
+        self._writer: SegmentWriter | None = None
+        self.uncommitted: set[int] = set()  # segments appended to since the last index commit
+        self._dirty: list[SegmentWriter] = []
+        self._new_names = False
+
+    # -- what is there ------------------------------------------------------------------------------
+
+    def path_of(self, segment_no: int) -> str:
+        return os.path.join(self.setup.folder, f"{segment_no:08d}{_SUFFIX}")
+
+    def list_segments(self) -> list[int]:
+        """Numbers of the segment files in the folder; other names are ignored."""
+        names = (n.removesuffix(_SUFFIX) for n in self._fs.list_dir(self.setup.folder) if n.endswith(_SUFFIX))
+        return sorted(int(n) for n in names if n.isdecimal())
+
+    @property
+    def disk_bytes(self) -> int:
+        """Space that the segments occupy."""
+        return sum(s.disk_bytes for s in tuple(self.segments.values()))
+
+    @property
+    def active_no(self) -> int | None:
+        """The segment that is being appended to."""
+        return self._writer.segment_no if self._writer else None
+
+    def sealed_facts(self) -> list[SegmentFacts]:
+        return [SegmentFacts(no, s.disk_bytes, s.live_bytes) for no, s in self.segments.items() if no != self.active_no]
+
+    def know(self, segment_no: int, live_bytes: int) -> Segment:
+        """Take account of a segment file that is there. :class:`OSError` if it cannot be opened."""
+        with self._files.lease(segment_no) as fd:
+            segment = Segment(self._fs.size(fd), self._fs.disk_bytes(fd), live_bytes)
+        self.segments[segment_no] = segment
+        self.next_segment_no = max(self.next_segment_no, segment_no + 1)
+        return segment
+
+    def resume(self, segment_no: int) -> None:
+        """Go on appending to an existing segment, whose file ends where its last record ends."""
+        fd = self._fs.open(self.path_of(segment_no), write=True)
+        length = self._fs.size(fd)
+        self._writer = SegmentWriter(self._fs, fd, self._store_id, self.tier_no, segment_no, length)
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    def is_suspended(self) -> bool:
+        """Whether an error made the tier refuse writes for now."""
+        return self._clock.monotonic() < self.health.retry_at
+
+    def space_for(self, drafts: Sequence[Draft]) -> int:
+        """The most that appending ``drafts`` can add to ``disk_bytes``."""
+        records = sum(d.head.record_len for d in drafts)
+        return records + (2 + records // self.setup.segment_bytes) * PAGE
+
+    def append(self, drafts: Sequence[Draft]) -> list[Written]:
+        """Append records, in new segments where the current one is full, and make them durable.
+
+        On :class:`OSError` nothing of it may be used; call :meth:`suspend` and :meth:`leave`.
+        """
+        written: list[Written] = []
+        group: list[Draft] = []
+        size = 0
+        for draft in drafts:
+            length = self._writer.length if self._writer else SEGMENT_HEADER_BYTES
+            full = length + size + draft.head.record_len > self.setup.segment_bytes
+            if full and length + size > SEGMENT_HEADER_BYTES:
+                written += self._append_group(group)
+                self._roll()
+                group, size = [], 0
+            group.append(draft)
+            size += draft.head.record_len
+        written += self._append_group(group)
+        self._sync()
+        return written
+
+    def _append_group(self, group: Sequence[Draft]) -> list[Written]:
+        if not group:
+            return []
+        if self._writer is None:
+            number = self.next_segment_no
+            self.next_segment_no += 1
+            self._writer = SegmentWriter.create(self._fs, self.path_of(number), self._store_id, self.tier_no, number)
+            self.segments[number] = Segment(SEGMENT_HEADER_BYTES, PAGE)
+            self._new_names = True
+        writer = self._writer
+        if writer not in self._dirty:
+            self._dirty.append(writer)
+            self.uncommitted.add(writer.segment_no)
+        before = writer.length
+        written = writer.append(group)
+        segment = self.segments[writer.segment_no]
+        segment.length = writer.length
+        segment.disk_bytes += align_up(writer.length, PAGE) - align_up(before, PAGE)
+        self.bytes_written += writer.length - before
+        return written
+
+    def _roll(self) -> None:
+        """Leave the current segment: it is complete (and closed once it is durable)."""
+        if self._writer is not None and self._writer not in self._dirty:
+            self._dirty.append(self._writer)
+            self.uncommitted.add(self._writer.segment_no)
+        self._writer = None
+
+    def seal(self) -> None:
+        """Stop appending to the current segment, all of which is durable."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _sync(self) -> None:
+        for writer in self._dirty:
+            writer.sync()
+        if self._new_names:
+            self._fs.sync_dir(self.setup.folder)
+            self._new_names = False
+        for writer in self._dirty:
+            if writer is not self._writer:
+                writer.close()
+        self._dirty.clear()
+        if self.health.retry_at:
+            self.health = _Health(last_error=self.health.last_error, errors=self.health.errors)
+            self._signals.emit(TierResumed(self.name))
+
+    def leave(self) -> set[int]:
+        """Stop appending to the current segment and to those appended to since the last commit; returns the latter.
+
+        What they hold beyond that commit must be given up: see :meth:`cut` and :meth:`drop`.
+        """
+        for writer in {*self._dirty, *([self._writer] if self._writer else [])}:
+            try:
+                writer.close()
+            except OSError:
+                self._signals.count("close_errors")
+        touched = set(self.uncommitted)
+        self._dirty.clear()
+        self.uncommitted.clear()
+        self._writer = None
+        return touched
+
+    def cut(self, segment_no: int, length: int) -> None:
+        """Give up what a segment holds beyond ``length``. The next commit seals it, so that this holds even if
+        the file cannot be cut now."""
+        segment = self.segments[segment_no]
+        segment.length = length
+        self.uncommitted.add(segment_no)
+        try:
+            fd = self._fs.open(self.path_of(segment_no), write=True)
+            try:
+                self._fs.truncate(fd, length)
+                segment.disk_bytes = self._fs.disk_bytes(fd)
+            finally:
+                self._fs.close(fd)
+        except OSError:
+            self._signals.count("reclaim_errors")
+
+    def suspend(self, error: BaseException) -> None:
+        """After a failed write: refuse writes for a while.
+
+        A failed sync is never retried: the kernel may have dropped the pages and say yes the next time.
+        """
+        health = self.health
+        first = not health.retry_at
+        health.wait_s = min(_RETRY_S_MAX, health.wait_s * 2 or _RETRY_S_FIRST)
+        health.retry_at = self._clock.monotonic() + health.wait_s
+        health.last_error = str(error)
+        health.errors += 1
+        if first:
+            self._signals.emit(TierSuspended(self.name, str(error)))
+
+    # -- giving space back --------------------------------------------------------------------------
+
+    def retire(self, freed: Sequence[Freed]) -> None:
+        """Mark records as dead on disk and give their pages back, where the file system can.
+
+        The index no longer names them, so nothing here needs to be durable: a mark that is lost only means
+        that a later rebuild finds the record again.
+        """
+        by_segment: dict[int, list[Freed]] = {}
+        for f in freed:
+            by_segment.setdefault(f.segment_no, []).append(f)
+        for segment_no, records in by_segment.items():
+            if segment_no not in self.segments:
+                continue
+            try:
+                self._retire_in(segment_no, records)
+            except OSError:
+                self._signals.count("reclaim_errors")
+
+    def _retire_in(self, segment_no: int, records: Sequence[Freed]) -> None:
+        fd = self._fs.open(self.path_of(segment_no), write=True)
+        try:
+            for f in records:
+                self._fs.write_at(fd, [bytes((f.state,))], f.offset + STATE_OFFSET)
+                if f.state is RecordState.DEAD:
+                    self._punch(fd, f)
+            self.segments[segment_no].disk_bytes = self._fs.disk_bytes(fd)
+        finally:
+            self._fs.close(fd)
+
+    def _punch(self, fd: int, f: Freed) -> None:
+        start = align_up(f.offset + f.head_len, PAGE)
+        length = (f.offset + f.record_len) // PAGE * PAGE - start
+        if length > 0 and self.can_punch:
+            self.can_punch = self._fs.punch(fd, start, length)
+
+    def drop(self, segment_no: int) -> None:
+        """Remove a segment that the index no longer names."""
+        self.segments.pop(segment_no, None)
+        for places in (self.doubted, self.condemned):
+            places -= {p for p in tuple(places) if p[0] == segment_no}
+        try:
+            self._fs.unlink(self.path_of(segment_no))
+        except FileNotFoundError:
+            pass
+        except OSError:
+            self._signals.count("reclaim_errors")
+        self._files.forget(segment_no)
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    def read(self, wanted: Sequence[tuple[Extent, Sequence[memoryview]]]) -> list[RecordHead | FormatError]:
+        """Read payloads that stand in one segment, in offset order; see :func:`read_payloads`."""
+        with self._files.lease(wanted[0][0].segment_no) as fd:
+            return read_payloads(self._fs, fd, self._store_id, self.tier_no, wanted)
+
+    def doubt(self, place: tuple[int, int], *, condemn: bool) -> None:
+        """Note that a record could not be read, or (``condemn``) is not what it should be. Any thread."""
+        self.doubted.add(place)
+        if condemn:
+            self.condemned.add(place)
+
+    def is_there(self) -> bool:
+        """Whether the tier's folder can be listed (so that a missing file means a lost segment)."""
+        try:
+            self._fs.list_dir(self.setup.folder)
+        except OSError:
+            return False
+        return True
+
+    def reset_policy(self) -> None:
+        """Forget what the eviction policy knows; it is told anew from the index when next needed."""
+        self.policy = self.setup.eviction()
+        self.policy_loaded = False
+
+    def close(self) -> None:
+        self.seal()
+        self._files.close()

@@ -1,0 +1,48 @@
+"""Blocks on their way into a tier, and the heads of the records that will hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvtier.index.schema import BlockEntry
+from kvtier.segment.format import NO_SUM, RecordHead, RecordKind
+
+
+@dataclass(frozen=True, slots=True)
+class NewBlock:
+    """A block on its way to disk."""
+
+    block_id: int
+    seq: int
+    namespace: bytes
+    key: bytes
+    parent_id: int
+    meta: bytes
+    buffers: tuple[memoryview, ...]
+    content_id: bytes
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(b.nbytes for b in self.buffers)
+
+    def is_at(self, entry: BlockEntry) -> bool:
+        """Whether the index says exactly this already."""
+        mine = (self.content_id, self.lengths, self.meta, self.parent_id)
+        return mine == (entry.content_id, entry.lengths, entry.meta, entry.parent_id)
+
+
+def head_of(block: NewBlock | BlockEntry, kind: RecordKind, codec_id: int, stored_len: int) -> RecordHead:
+    """The head of a record for a block; its payload's checksum is set when it is appended."""
+    return RecordHead(
+        kind=kind,
+        codec=codec_id,
+        seq=block.seq,
+        parent_id=block.parent_id,
+        namespace=block.namespace,
+        key=block.key,
+        meta=block.meta,
+        lengths=block.lengths,
+        content_id=block.content_id,
+        stored_len=stored_len,
+        payload_sum=NO_SUM,
+    )

@@ -1,0 +1,178 @@
+"""The ledger: one index commit at a time, and what must follow it on disk and in the policies.
+
+Threads: the store's background worker only, except :meth:`Ledger.touch`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from kvtier.events import Signals
+from kvtier.index.lmdb_index import LmdbIndex, View
+from kvtier.segment.format import RecordKind
+from kvtier.segment.writer import Written
+from kvtier.tiers.catalog import Change
+from kvtier.tiers.disk import DiskTier
+
+_TOUCHES_MAX = 1 << 16
+_TOUCHES_A_COMMIT_MAX = 1 << 12  # each rewrites a page of the index
+
+
+class Ledger:
+    """Commits changes of the index, keeps the logical clock, and tells tiers and policies what became of them."""
+
+    def __init__(self, index: LmdbIndex, tiers: Sequence[DiskTier], signals: Signals) -> None:
+        self._index = index
+        self._tiers = {t.tier_no: t for t in tiers}
+        self._signals = signals
+        self._touched: deque[int] = deque(maxlen=_TOUCHES_MAX)
+        self._held: dict[int, int] = {}
+        self._clock, self._seq = _counters(index)
+
+    @property
+    def last_seq(self) -> int:
+        """The highest sequence number that a commit has covered."""
+        return self._seq
+
+    # -- recency and pins ---------------------------------------------------------------------------
+
+    def touch(self, block_ids: Sequence[int]) -> None:
+        """Note that a chain was used, its end first, so that its start stays longest. Any thread."""
+        self._touched.extend(reversed(block_ids))
+
+    @property
+    def touches_waiting(self) -> int:
+        return len(self._touched)
+
+    def hold(self, block_ids: Sequence[int], by: int) -> None:
+        """Protect blocks from eviction (``by`` = 1) or take that back (-1), on every tier."""
+        for block_id in block_ids:
+            self._held[block_id] = self._held.get(block_id, 0) + by
+            if not self._held[block_id]:
+                del self._held[block_id]
+            for tier in self._tiers.values():
+                if tier.policy_loaded:
+                    (tier.policy.hold if by > 0 else tier.policy.release)(block_id)
+
+    def pinned_segments(self, view: View, tier_no: int) -> set[int]:
+        """Segments of a tier that protected blocks or their ancestors need."""
+        found: set[int] = set()
+        seen: set[int] = set()
+        for block_id in self._held:
+            while block_id not in seen and (entry := view.block(block_id)) is not None:
+                seen.add(block_id)
+                content = view.content(entry.tier_no, entry.content_id)
+                if entry.tier_no == tier_no:
+                    found |= {entry.segment_no, content.segment_no if content else entry.segment_no}
+                block_id = entry.parent_id
+        return found
+
+    def load_policies(self) -> None:
+        """Tell the policies what the index holds; put off until the first eviction, so that opening is quick."""
+        fresh = {no: t for no, t in self._tiers.items() if not t.policy_loaded}
+        if not fresh:
+            return
+        with self._index.read() as view:
+            for block_id, entry in view.blocks():
+                if entry.tier_no in fresh:
+                    fresh[entry.tier_no].policy.add(block_id, entry.parent_id, entry.clock)
+        for tier in fresh.values():
+            tier.policy_loaded = True
+            for block_id, holds in self._held.items():
+                for _ in range(holds):
+                    tier.policy.hold(block_id)
+
+    # -- commits ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def change(self) -> Iterator[Change]:
+        """One durable index commit. Segments appended to (durably) since the last one become covered by it.
+
+        An exception rolls it back: then nothing changed, except that the policies are read anew when next needed.
+        """
+        tiers = self._tiers.values()
+        active = {(t.tier_no, t.active_no) for t in tiers if t.active_no is not None}
+        committed = {(t.tier_no, no): t.segments[no].length for t in tiers for no in t.uncommitted}
+        try:
+            with self._index.write() as txn:
+                change = Change(txn)
+                yield change
+                self._apply_touches(change)
+                change.finish(committed, active)
+                self._save_counters(change)
+        except BaseException:
+            for tier in tiers:
+                tier.reset_policy()
+            raise
+        for tier in tiers:
+            tier.uncommitted.clear()
+        self._follow(change)
+
+    def link(self, change: Change, tier: DiskTier, block_id: int, record: Written) -> bool:
+        """Let ``block_id`` mean a record just appended to ``tier``; False if it could not.
+
+        A block that only moves keeps its recency.
+        """
+        was = change.txn.block(block_id)
+        clock = was.clock if was is not None and was.seq == record.head.seq else self._tick()
+        if not change.link(block_id, tier.tier_no, clock, record):
+            return False
+        self._seq = max(self._seq, record.head.seq)
+        for other in self._tiers.values():
+            if other.policy_loaded and other is not tier:
+                other.policy.remove(block_id)
+        if tier.policy_loaded:
+            tier.policy.add(block_id, record.head.parent_id, clock)
+        if record.head.kind is RecordKind.REFERENCE:
+            self._signals.count("dedup_blocks")
+            self._signals.count("dedup_bytes", record.head.raw_len)
+        return True
+
+    def unlink(self, change: Change, block_id: int) -> None:
+        """Let ``block_id`` mean nothing."""
+        change.unlink(block_id)
+        self.forget(block_id)
+
+    def forget(self, block_id: int) -> None:
+        """A block left: tell the policies."""
+        for tier in self._tiers.values():
+            tier.policy.remove(block_id)
+
+    def _follow(self, change: Change) -> None:
+        for (tier_no, segment_no), entry in change.result.items():
+            tier = self._tiers.get(tier_no)
+            if tier is not None and segment_no in tier.segments:
+                tier.segments[segment_no].live_bytes = entry.live_bytes
+        for tier_no, segment_no in change.dropped:
+            if tier_no in self._tiers:
+                self._tiers[tier_no].drop(segment_no)
+        for tier_no, tier in self._tiers.items():
+            tier.retire([f for f in change.freed if f.tier_no == tier_no])
+
+    def _save_counters(self, change: Change) -> None:
+        change.txn.set_counter("clock", self._clock)
+        change.txn.set_counter("seq", self._seq)
+        for tier_no, tier in self._tiers.items():
+            change.txn.set_counter(f"next_segment:{tier_no}", tier.next_segment_no)
+
+    def _apply_touches(self, change: Change) -> None:
+        for _ in range(min(len(self._touched), _TOUCHES_A_COMMIT_MAX)):
+            block_id = self._touched.popleft()
+            entry = change.txn.block(block_id)
+            if entry is None:
+                continue
+            clock = self._tick()
+            change.txn.put_block(block_id, entry._replace(clock=clock))
+            if (tier := self._tiers.get(entry.tier_no)) is not None and tier.policy_loaded:
+                tier.policy.touch(block_id, clock)
+
+    def _tick(self) -> int:
+        self._clock += 1
+        return self._clock
+
+
+def _counters(index: LmdbIndex) -> tuple[int, int]:
+    with index.read() as view:
+        return view.counter("clock"), view.counter("seq")

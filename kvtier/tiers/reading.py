@@ -1,0 +1,221 @@
+"""Finding blocks through the index and reading them from disk, whatever moves meanwhile.
+
+A reader takes no lock against the background worker. If what it read fails a check, it looks the block up
+again: moved or gone meanwhile is a retry or a miss; still in the same place is damage, which is reported
+once and never served.
+
+Threads: all of it may be called from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from kvtier import codec
+from kvtier.blocks import MissReason
+from kvtier.buffers import split
+from kvtier.events import Signals
+from kvtier.index.lmdb_index import LmdbIndex, View
+from kvtier.index.schema import BlockEntry, ContentEntry
+from kvtier.segment.format import FormatError, RecordHead
+from kvtier.segment.reader import Extent
+from kvtier.tiers.disk import DiskTier
+from kvtier.tiers.ram import RamBlock
+
+_TRIES = 4
+
+
+class Wanted(NamedTuple):
+    """A block by its id, and by the name that must be confirmed."""
+
+    block_id: int
+    namespace: bytes
+    key: bytes
+
+
+class Located(NamedTuple):
+    """A block and where the index says its bytes are."""
+
+    wanted: Wanted
+    entry: BlockEntry
+    content: ContentEntry
+    tier: DiskTier
+
+    @property
+    def extent(self) -> Extent:
+        c = self.content
+        return Extent(c.segment_no, c.offset, c.head_len, c.stored_len, self.entry.content_id)
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        return self.tier.tier_no, self.content.segment_no, self.content.offset
+
+
+#: Told of damage: the block, and the reason. Must not block.
+DamageListener = Callable[[Located, str], None]
+
+
+class DiskReader:
+    """Reads blocks from the disk tiers."""
+
+    def __init__(
+        self, index: LmdbIndex, tiers: Sequence[DiskTier], signals: Signals, on_damage: DamageListener
+    ) -> None:
+        self._index = index
+        self._tiers = {t.tier_no: t for t in tiers}
+        self._signals = signals
+        self._on_damage = on_damage
+        self._stale: set[int] = set()
+
+    # -- finding ------------------------------------------------------------------------------------
+
+    def locate(self, wanted: Sequence[Wanted]) -> list[Located | MissReason]:
+        """Where the blocks are now, from one consistent view of the index."""
+        try:
+            with self._index.read() as view:
+                return [self._locate(view, w) for w in wanted]
+        except OSError:
+            self._signals.count("index_errors")
+            return [MissReason.UNAVAILABLE] * len(wanted)
+
+    def _locate(self, view: View, wanted: Wanted) -> Located | MissReason:
+        entry = view.block(wanted.block_id)
+        if entry is None or entry.key != wanted.key or entry.namespace != wanted.namespace:
+            return MissReason.ABSENT
+        tier = self._tiers.get(entry.tier_no)
+        if tier is None or wanted.block_id in self._stale:
+            return MissReason.UNAVAILABLE
+        content = view.content(entry.tier_no, entry.content_id)
+        if content is None:
+            return MissReason.ABSENT
+        if (content.segment_no, content.offset) in tier.condemned:
+            return MissReason.CORRUPT
+        return Located(wanted, entry, content, tier)
+
+    # -- doubts -------------------------------------------------------------------------------------
+
+    def set_stale(self, block_ids: Sequence[int], stale: bool) -> None:
+        """Blocks whose newer value was lost before it was durable: the older one must not come back."""
+        if stale:
+            self._stale.update(block_ids)
+        else:
+            self._stale.difference_update(block_ids)
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    def read(self, batch: Sequence[Located], into: memoryview | None = None) -> list[RamBlock | MissReason]:
+        """Read blocks that stand in one segment, in offset order, with one read call.
+
+        ``into``: where to put them, one behind the other (of :func:`stored_bytes`); else each gets its own memory.
+        """
+        if into is None:
+            stored = [memoryview(bytearray(b.content.stored_len)) for b in batch]
+        else:
+            stored = list(split(into, [b.content.stored_len for b in batch]))
+        heads = self._try([(b.extent, [s]) for b, s in zip(batch, stored, strict=True)], batch[0].tier)
+        if len(batch) > 1 and isinstance(heads[0], OSError):  # one bad sector must not cost its neighbours
+            return [self.read_one(b) for b in batch]
+        return [self._block(b, s, h, _TRIES) for b, s, h in zip(batch, stored, heads, strict=True)]
+
+    def read_one(self, located: Located, tries: int = _TRIES) -> RamBlock | MissReason:
+        """Read one block."""
+        stored = memoryview(bytearray(located.content.stored_len))
+        head = self._try([(located.extent, [stored])], located.tier)[0]
+        return self._block(located, stored, head, tries)
+
+    def read_into(self, located: Located, targets: Sequence[memoryview]) -> Located | MissReason:
+        """Read a block into the caller's views, whose sizes sum to the block's; the block as it was read.
+
+        Uncompressed, the bytes go from the disk straight to where they are wanted.
+        """
+        size = located.entry.nbytes
+        for _ in range(_TRIES):
+            problem = self._fill(located, targets)
+            if problem is None:
+                self._count(located)
+                return located
+            again = self._again(located, problem)
+            if isinstance(again, MissReason):
+                return again
+            if again.entry.nbytes != size:
+                return MissReason.ABSENT
+            located = again
+        return MissReason.ABSENT
+
+    def _fill(self, located: Located, targets: Sequence[memoryview]) -> Exception | None:
+        """Fill the targets with a block's bytes, or say why they must not be used."""
+        raw = located.content.codec == codec.NONE
+        stored = list(targets) if raw else [memoryview(bytearray(located.content.stored_len))]
+        head = self._try([(located.extent, stored)], located.tier)[0]
+        if not isinstance(head, RecordHead):
+            return head
+        if not raw:
+            try:
+                codec.decode_into(located.content.codec, stored[0], targets)
+            except codec.CodecError as e:
+                return e
+        return None
+
+    def _try(
+        self, wanted: Sequence[tuple[Extent, Sequence[memoryview]]], tier: DiskTier
+    ) -> Sequence[RecordHead | FormatError | OSError]:
+        try:
+            return tier.read(wanted)
+        except OSError as e:
+            return [e] * len(wanted)
+
+    def _block(
+        self, located: Located, stored: memoryview, head: RecordHead | FormatError | OSError, tries: int
+    ) -> RamBlock | MissReason:
+        if isinstance(head, RecordHead):
+            try:
+                block = _decoded(located, stored)
+            except codec.CodecError as e:
+                head = FormatError(str(e))
+            else:
+                self._count(located)
+                return block
+        again = self._again(located, head)
+        if isinstance(again, MissReason):
+            return again
+        return self.read_one(again, tries - 1) if tries > 1 else MissReason.ABSENT
+
+    def _again(self, located: Located, problem: Exception) -> Located | MissReason:
+        """After a failed read: where the block is now, if that is elsewhere; else what kind of miss it is."""
+        now = self.locate([located.wanted])[0]
+        if isinstance(now, MissReason) or now.place != located.place:
+            return now
+        lost = isinstance(problem, FileNotFoundError) and located.tier.is_there()
+        if isinstance(problem, OSError) and not lost:
+            self._signals.count("read_errors")
+            located.tier.health.last_error = str(problem)
+            located.tier.doubt(located.place[1:], condemn=False)
+            return MissReason.UNAVAILABLE
+        located.tier.doubt(located.place[1:], condemn=True)
+        self._on_damage(located, str(problem))
+        return MissReason.CORRUPT
+
+    def _count(self, located: Located) -> None:
+        self._signals.count(f"bytes_read:{located.tier.name}", located.content.head_len + located.content.stored_len)
+
+
+def stored_bytes(batch: Sequence[Located]) -> int:
+    """The memory that reading these blocks needs."""
+    return sum(b.content.stored_len for b in batch)
+
+
+def _decoded(located: Located, stored: memoryview) -> RamBlock:
+    value = stored
+    if located.content.codec != codec.NONE:
+        value = memoryview(bytearray(located.entry.nbytes))
+        codec.decode_into(located.content.codec, stored, [value])
+    if value.nbytes != located.entry.nbytes:
+        raise codec.CodecError("the content has another length than the block")
+    return RamBlock(
+        located.wanted.namespace,
+        located.wanted.key,
+        located.entry.parent_id,
+        located.entry.meta,
+        split(value.toreadonly(), located.entry.lengths),
+    )

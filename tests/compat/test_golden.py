@@ -1,0 +1,78 @@
+"""Stores that older versions wrote still open and give their bytes. ``make_golden.py`` writes such a file."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from kvtier import Config, Hit, Store
+from tests.compat.make_golden import BLOCKS, configuration, make, noise
+
+HERE = Path(__file__).parent
+GOLDEN = sorted(HERE.glob("store-v*.zip"))
+
+
+@pytest.fixture(params=GOLDEN, ids=lambda p: p.stem)
+def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
+    with zipfile.ZipFile(request.param) as archive:
+        archive.extractall(tmp_path / "store")
+    return configuration(tmp_path / "store")
+
+
+def check(store: Store) -> None:
+    for b in BLOCKS:
+        hit = store.get(b.key, namespace=b.namespace)
+        assert isinstance(hit, Hit), b.key
+        assert ([bytes(x) for x in hit.buffers], hit.meta) == (b.buffers, b.meta)
+    assert not store.contains(b"dead")
+    assert store.stats().blocks == len(BLOCKS)
+
+
+def test_there_is_one_of_each_format() -> None:
+    assert [p.name for p in GOLDEN] == ["store-v1.zip"]
+
+
+def test_it_opens_and_gives_its_bytes(golden: Config) -> None:
+    with Store.open(golden, read_only=True) as store:
+        check(store)
+    with Store.open(golden) as store:
+        check(store)
+        assert store.stats().bytes_written == 0
+
+
+def test_it_opens_by_its_folder_alone(golden: Config) -> None:
+    assert golden.store.path is not None
+    with Store.open(golden.store.path) as store:
+        check(store)
+        assert [t.name for t in store.stats().tiers] == ["first", "second"]
+
+
+def test_its_index_can_be_made_anew(golden: Config) -> None:
+    assert golden.store.path is not None
+    shutil.rmtree(golden.store.path / "index")
+    with Store.open(golden) as store:
+        check(store)
+        assert store.stats().bytes_written == 0
+
+
+def test_it_knows_what_it_has_and_can_be_written(golden: Config) -> None:
+    with Store.open(golden, background=False) as store:
+        for b in BLOCKS:  # block and content ids come out as they did then
+            store.put(b.key, b.buffers, meta=b.meta, parent=b.parent, namespace=b.namespace)
+        store.flush()
+        assert store.stats().bytes_written == 0
+        store.put(b"twin again", noise("root", 700), namespace=b"tenant")
+        store.flush()
+        assert store.stats().dedup.blocks == 1
+        store.delete(b"twin again", namespace=b"tenant")
+        store.flush()
+        check(store)
+
+
+def test_the_script_makes_the_same_contents(tmp_path: Path) -> None:
+    make(tmp_path / "store")
+    with Store.open(configuration(tmp_path / "store")) as store:
+        check(store)

@@ -1,0 +1,291 @@
+"""Many threads, and readers in another process, while blocks are replaced, evicted, moved and deleted.
+
+Every value follows from its key and version to its last byte, so that a wrong, old or torn one shows. The
+work is bounded by counts, not by time.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import zlib
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from kvtier import Config, Hit, HitInto, Miss, MissReason, Store, StoreClosed
+from kvtier.fs import OsFileSystem, PortableFileSystem
+from tests.stores import KIB, MIB, config, names, noise, tier, value_of
+
+THREADS = 16
+KEYS = names(60)
+#: Each key's values have one size, so that ``get_into`` can be used whatever the version.
+SIZES = {key: 300 + 997 * i for i, key in enumerate(KEYS)}
+_POOL = noise("pool", MIB + 64 * KIB)
+
+
+def value(key: bytes, version: int) -> bytes:
+    stamp = b"%s/%010d|" % (key, version)
+    at = zlib.crc32(stamp) % MIB
+    return stamp + _POOL[at : at + SIZES[key] - len(stamp)]
+
+
+def version_of(key: bytes, got: bytes, meta: bytes) -> int:
+    """The version; fails unless every byte and the metadata are of that version of that key."""
+    version = int(meta)
+    assert got == value(key, version), (key, meta, got[:40])
+    return version
+
+
+class Versions:
+    """What the threads know: versions are handed out per key, one put at a time per key."""
+
+    def __init__(self) -> None:
+        self._locks: defaultdict[bytes, threading.Lock] = defaultdict(threading.Lock)
+        self.done: defaultdict[bytes, int] = defaultdict(int)
+
+    def put(self, store: Store, key: bytes, parent: bytes | None) -> None:
+        with self._locks[key]:
+            version = self.done[key] + 1
+            store.put(key, value(key, version), meta=b"%d" % version, parent=parent)
+            self.done[key] = version
+
+    def delete(self, store: Store, key: bytes) -> None:
+        with self._locks[key]:
+            store.delete(key)
+
+    def check(self, key: bytes, at_least: int, outcome: Hit | Miss) -> None:
+        if isinstance(outcome, Hit):
+            assert outcome.key == key
+            assert version_of(key, value_of(outcome), outcome.meta) >= at_least, "an older value came back"
+        else:
+            assert outcome.reason is MissReason.ABSENT
+
+
+def work(store: Store, versions: Versions, seed: int, rounds: int, *, pins: bool = True) -> int:
+    """One thread's mixture of everything; returns its hits."""
+    rng, hits, pinned = random.Random(seed), 0, list[bytes]()
+    for _ in range(rounds):
+        i = rng.randrange(len(KEYS))
+        key = KEYS[i]
+        known = versions.done[key]
+        match rng.randrange(12):
+            case 0 | 1 | 2:
+                versions.put(store, key, KEYS[i - 1] if i % 10 else None)
+            case 3 | 4 | 5:
+                outcome = store.get(key)
+                versions.check(key, known, outcome)
+                hits += bool(outcome)
+            case 6:
+                target = bytearray(SIZES[key])
+                into = store.get_into(key, target)
+                if isinstance(into, HitInto):
+                    assert version_of(key, bytes(target), into.meta) >= known
+                    hits += 1
+            case 7:
+                wanted = [KEYS[rng.randrange(len(KEYS))] for _ in range(8)]
+                known_by = {k: versions.done[k] for k in wanted}
+                for k, outcome in zip(wanted, store.get_many(wanted), strict=True):
+                    versions.check(k, known_by[k], outcome)
+                    hits += bool(outcome)
+            case 8:
+                store.prefetch(KEYS[i : i + 10])
+                assert 0 <= store.match(KEYS[i : i + 10]) <= 10
+            case 9:
+                versions.delete(store, key) if rng.random() < 0.3 else store.contains(key)
+            case 10:
+                if pinned:
+                    store.unpin([pinned.pop()])
+                elif pins and i < 20:  # not more than t0 can hold
+                    pinned.append(key)
+                    store.pin([key])
+            case _:
+                info = store.info(key)
+                assert info is None or info.nbytes == SIZES[key]
+                if rng.random() < 0.05:
+                    store.flush()
+    store.unpin(pinned)
+    return hits
+
+
+def small(folder: Path, codec: str = "none", ram: int = 256 * KIB) -> Config:
+    """Less room on each level than the blocks need (1.8 MiB), so that everything moves all the time."""
+    return config(
+        folder,
+        tier("t0", bytes_max=1 * MIB, segment_bytes=256 * KIB),
+        tier("t1", bytes_max=768 * KIB, segment_bytes=256 * KIB, codec=codec),
+        ram=ram,
+        queue=256 * KIB,
+        value_bytes_max=64 * KIB,
+        prefetch={"bytes_max": 128 * KIB, "coalesce_bytes_max": 64 * KIB, "threads": 4},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make_fs", "codec"), [(OsFileSystem, "zstd"), (PortableFileSystem, "none")])
+def test_threads_never_see_wrong_torn_or_older_bytes(
+    tmp_path: Path, make_fs: Callable[[], OsFileSystem], codec: str
+) -> None:
+    versions = Versions()
+    with Store.open(small(tmp_path, codec), fs=make_fs()) as store:
+        with ThreadPoolExecutor(THREADS) as pool:
+            hits = list(
+                pool.map(lambda seed: work(store, versions, seed, 150, pins=make_fs is OsFileSystem), range(THREADS))
+            )
+        store.flush()
+        stats = store.stats()
+        assert min(hits) > 0
+        assert (stats.quarantined, stats.queue.failed, stats.pinned) == (0, 0, 0)
+        assert set(stats.misses) <= {"absent"}
+        assert stats.counters["evictions"] > 0
+        assert stats.counters["demotions"] > 0
+        before = {k: store.get(k) for k in KEYS}
+        for key, outcome in before.items():
+            versions.check(key, versions.done[key], outcome)
+    with Store.open(small(tmp_path, codec), fs=make_fs()) as store:
+        for key, outcome in zip(KEYS, store.get_many(KEYS), strict=True):
+            versions.check(key, versions.done[key], outcome)
+
+
+def test_readers_race_overwrites_and_eviction(tmp_path: Path) -> None:
+    """One thread replaces and evicts blocks, round after round, while four others read them."""
+    hot, rounds = KEYS[40:44], 8
+    versions = Versions()
+    over = threading.Event()
+    with Store.open(small(tmp_path, ram=0)) as store, ThreadPoolExecutor(4) as pool:
+
+        def read(key: bytes) -> None:
+            target = bytearray(SIZES[key])
+            while not over.is_set():
+                known = versions.done[key]
+                versions.check(key, known, store.get(key))
+                into = store.get_into(key, target)
+                if isinstance(into, HitInto):
+                    assert version_of(key, bytes(target), into.meta) >= known
+
+        readers = [pool.submit(read, key) for key in hot]
+        try:
+            for n in range(rounds):
+                for key in hot + KEYS[2 * n : 2 * n + 20]:
+                    versions.put(store, key, None)
+                store.flush()
+        finally:
+            over.set()
+        for reader in readers:
+            reader.result()
+        stats = store.stats()
+        assert sum(t.hits for t in stats.tiers) > 0
+        assert stats.quarantined == 0
+
+
+def test_threads_that_put_the_same_key_agree_in_the_end(tmp_path: Path) -> None:
+    with Store.open(config(tmp_path, ram=MIB)) as store:
+        for round_ in range(20):
+            start = threading.Barrier(4)
+
+            def put(n: int, round_: int = round_, start: threading.Barrier = start) -> None:
+                start.wait()
+                store.put(b"k", noise((round_, n), 5000), meta=b"%d" % n)
+
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(put, range(4)))
+            first = store.get(b"k")
+            assert isinstance(first, Hit)
+            assert value_of(first) == noise((round_, int(first.meta)), 5000)
+            store.flush()
+            store._front.forget(store._wanted(b"k", b"").block_id)
+            second = store.get(b"k")
+            assert isinstance(second, Hit)
+            assert (second.tier, second.meta, value_of(second)) == ("disk", first.meta, value_of(first))
+
+
+def test_closing_under_load_raises_store_closed_and_nothing_else(tmp_path: Path) -> None:
+    for n in range(5):
+        c = small(tmp_path / str(n))
+        store = Store.open(c)
+        versions = Versions()
+        running = threading.Barrier(9)
+
+        def use(
+            seed: int, store: Store = store, versions: Versions = versions, running: threading.Barrier = running
+        ) -> bool:
+            work(store, versions, seed, 20)
+            running.wait()
+            try:
+                work(store, versions, seed, 100_000)
+            except StoreClosed:
+                return True
+            return False
+
+        with ThreadPoolExecutor(8) as pool:
+            users = [pool.submit(use, seed) for seed in range(8)]
+            running.wait()
+            store.close()
+            assert [u.result() for u in users] == [True] * 8
+        with Store.open(c) as store:
+            for key, outcome in zip(KEYS, store.get_many(KEYS), strict=True):
+                if isinstance(outcome, Hit):
+                    version_of(key, value_of(outcome), outcome.meta)
+            assert store.stats().quarantined == 0
+
+
+# -- another process ---------------------------------------------------------------------------------
+
+READER = """
+import sys
+from kvtier import Config, Hit, Store
+from tests.concurrency.test_threads import KEYS, SIZES, small, version_of
+from pathlib import Path
+
+with Store.open(small(Path(sys.argv[1])), read_only=True) as store:
+    newest = dict.fromkeys(KEYS, 0)
+    hits = 0
+    print("ready", flush=True)
+    for _ in range(int(sys.argv[2])):
+        for i, key in enumerate(KEYS):
+            store._front.forget(store._wanted(key, b"").block_id)  # as if there were no RAM tier
+        for key, outcome in zip(KEYS, store.get_many(KEYS)):
+            if isinstance(outcome, Hit):
+                version = version_of(key, b"".join(outcome.buffers), outcome.meta)
+                assert version >= newest[key], (key, version, newest[key])
+                newest[key] = version
+                hits += 1
+            target = bytearray(SIZES[key])
+            into = store.get_into(key, target)
+            if into:
+                version_of(key, bytes(target), into.meta)
+    stats = store.stats()
+    assert set(stats.misses) <= {"absent"}, stats.misses
+    print(hits, max(newest.values()), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_reading_process_sees_only_whole_and_newer_values(tmp_path: Path) -> None:
+    versions = Versions()
+    with Store.open(small(tmp_path)) as store:
+        for key in KEYS:
+            versions.put(store, key, None)
+        store.flush()
+        root = Path(__file__).parents[2]
+        with subprocess.Popen(
+            [sys.executable, "-c", READER, str(tmp_path), "60"], stdout=subprocess.PIPE, text=True, cwd=root
+        ) as reader:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "ready\n"
+            rng = random.Random(1)
+            while reader.poll() is None:
+                for _ in range(20):
+                    versions.put(store, rng.choice(KEYS), None)
+                store.flush()
+            said = reader.stdout.read().split()
+            assert reader.returncode == 0
+            hits, newest = map(int, said)
+            assert hits > 0
+            assert newest > 1  # it saw what was written while it was open
+        assert store.stats().quarantined == 0

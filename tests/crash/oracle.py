@@ -1,0 +1,147 @@
+"""What a store may answer after a crash, kept outside it, and the checks that hold it to that."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from kvtier import Config, Hit, MissReason, Store
+from kvtier.fs import FileSystem, OsFileSystem
+from kvtier.segment.writer import Draft
+from kvtier.testing import FaultyFileSystem
+from kvtier.tiers.catalog import Change
+from tests.stores import KIB, MIB, config, noise, settle, tier, value_of
+
+BLOCK_BYTES = 16 * KIB
+
+
+def two_tiers(folder: Path, *, top_bytes: int = 768 * KIB, low_bytes: int = 32 * MIB) -> Config:
+    """Two tiers, the upper one with room for some 20 blocks (its cap counts the index, and 256 KiB of slack),
+    in segments of 64 KiB; no RAM, so that every answer comes from disk."""
+    return config(
+        folder,
+        tier("top", bytes_max=top_bytes, segment_bytes=64 * KIB),
+        tier("low", bytes_max=low_bytes, segment_bytes=64 * KIB),
+        value_bytes_max=32 * KIB,
+    )
+
+
+class Oracle:
+    """For each key: every value that it may have now (None: absent), and every one it ever had."""
+
+    def __init__(self) -> None:
+        self.may_be: dict[bytes, set[bytes | None]] = {}
+        self.ever: dict[bytes, set[bytes | None]] = {}
+        self.waiting: dict[bytes, bytes | None] = {}
+        self.given_up: set[bytes] = set()
+
+    def set(self, key: bytes, value: bytes | None) -> None:
+        """A put or (None) a deletion was asked for: until the next flush the key has its old value or this."""
+        self.may_be.setdefault(key, {None}).add(value)
+        self.ever.setdefault(key, {None}).add(value)
+        self.waiting[key] = value
+        self.given_up.discard(key)
+
+    def flushed(self) -> None:
+        """Everything so far was acknowledged as durable."""
+        for key, value in self.waiting.items():
+            self.may_be[key] = {value, None} if key in self.given_up else {value}
+        self.waiting.clear()
+
+    def failed(self) -> None:
+        """Some of what was not durable yet was lost, and said to be: nothing of it is promised."""
+        for key in self.waiting:
+            self.may_be[key].add(None)
+        self.waiting.clear()
+
+    def dropped(self, keys: Iterable[bytes]) -> None:
+        """The store gave these up."""
+        for key in keys:
+            self.may_be.setdefault(key, {None}).add(None)
+            self.given_up.add(key)
+
+    def deletions_may_be_undone(self) -> None:
+        """The last commit may be lost: what it deleted or evicted may be back."""
+        for key, allowed in self.may_be.items():
+            if None in allowed:
+                allowed |= self.ever[key]
+
+    def saw(self, store: Store) -> None:
+        """What was not durable is settled: from now on, what the store says is the truth."""
+        self.waiting.clear()
+        self.given_up.clear()
+        for key in self.may_be:
+            hit = store.get(key)
+            self.may_be[key] = {value_of(hit) if isinstance(hit, Hit) else None}
+
+    def check(self, store: Store, *, stale: bool = False, damage: bool = False) -> None:
+        """Every answer is allowed. ``stale``: so is any value that the key ever had; ``damage``: a miss may say
+        that it is due to damage."""
+        for key, allowed in self.may_be.items():
+            hit = store.get(key)
+            value = value_of(hit) if isinstance(hit, Hit) else None
+            if not (stale and value in self.ever[key] and value is not None):
+                assert value in allowed, f"{key!r}: {_shown(value)}, not one of {sorted(map(_shown, allowed))}"
+            if not isinstance(hit, Hit) and not damage:
+                assert hit.reason is MissReason.ABSENT, f"{key!r}: {hit.reason}"
+
+
+def _shown(value: bytes | None) -> str:
+    return "absent" if value is None else f"{len(value)} bytes {value[:4].hex()}"
+
+
+def tell_of_losses(store: Store, tell: Callable[[int], None]) -> None:
+    """``tell`` is called with each block that the store is about to give up: at a cap, because a newer value of it was
+    lost, because it was deleted, or because a full tier does not take it in without its parent. This is before the
+    commit that does it."""
+    assert store._back is not None
+    ladder, ledger = store._back.ladder, store._back.ladder.ledger
+    unlink, orphans = ledger.unlink, ladder._orphans
+
+    def watched_unlink(change: Change, block_id: int) -> None:
+        tell(block_id)
+        unlink(change, block_id)
+
+    def watched_orphans(drafts: Sequence[tuple[int, Draft]]) -> set[int]:
+        found = orphans(drafts)
+        for block_id in found:
+            tell(block_id)
+        return found
+
+    setattr(ledger, "unlink", watched_unlink)  # noqa: B010
+    setattr(ladder, "_orphans", watched_orphans)  # noqa: B010
+
+
+def die(store: Store | None, fs: FaultyFileSystem) -> None:
+    """What a kill leaves: nothing more is written; the kernel closes everything and drops the locks."""
+    fs.crash()
+    if store is not None:
+        atexit.unregister(store.close)
+        store._closed = True
+        assert store._back is not None
+        store._back._prefetcher.close()
+        store._back.parts.index._env.close()
+    fs.reap()
+
+
+def reopen(settings: Config, fs: FileSystem | None = None) -> Store:
+    return Store.open(settings, fs=fs or OsFileSystem(), background=False)
+
+
+def check_usable(settings: Config, oracle: Oracle) -> None:
+    """The store takes, keeps and forgets blocks again, through one more reopening, and stays under its caps."""
+    again = [b"fresh", *list(oracle.may_be)[:2]]
+    with reopen(settings) as store:
+        for key in again:
+            store.put(key, noise((key, "after the crash"), BLOCK_BYTES))
+        store.flush()
+        settle(store)
+        store.delete(b"fresh")
+        store.flush()
+    with reopen(settings) as store:
+        assert not store.get(b"fresh")
+        for key in again[1:]:
+            assert value_of(store.get(key)) == noise((key, "after the crash"), BLOCK_BYTES)
+        for t in store.stats().tiers:
+            assert t.bytes_used <= t.bytes_max

@@ -1,0 +1,167 @@
+"""Whatever call to the disk fails, and whichever the process dies in: no wrong byte, nothing lost that was promised.
+
+The calls are those of the canonical workload, one after the other. LMDB does its own I/O, beside the file
+system that fails here: these crashes fall between its commits.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kvtier.fs import OsFileSystem
+from kvtier.testing import Call, FaultyFileSystem, SimulatedCrash
+from kvtier.testing.faulty_fs import MUTATING
+from tests.crash.oracle import check_usable, die, reopen, two_tiers
+from tests.crash.workload import Workload
+from tests.stores import KIB
+
+FreshFolder = Callable[[], Path]
+LOW_BYTES = {"all of it fits": 32 << 20, "blocks are evicted": 256 * KIB}
+
+
+def prepared(folder: Path, low_bytes: int = LOW_BYTES["all of it fits"]) -> Workload:
+    return Workload(two_tiers(folder, low_bytes=low_bytes), FaultyFileSystem(OsFileSystem()))
+
+
+def faulty(workload: Workload) -> FaultyFileSystem:
+    assert isinstance(workload.fs, FaultyFileSystem)
+    return workload.fs
+
+
+def run(workload: Workload) -> bool:
+    """Run it until it ends or the process dies; whether it died."""
+    died = False
+    try:
+        workload.run()
+    except SimulatedCrash:
+        died = True
+    if died:
+        die(workload.store, faulty(workload))
+    return died
+
+
+def count_calls(folder: Path, low_bytes: int) -> FaultyFileSystem:
+    workload = prepared(folder, low_bytes)
+    workload.run()
+    return faulty(workload)
+
+
+def lose_index(workload: Workload) -> None:
+    shutil.rmtree(Path(str(workload.settings.store.path)) / "index", ignore_errors=True)
+
+
+def may_be_a_mark(call: Call) -> bool:
+    """Whether the call comes when the index has forgotten a record, and before the record says so itself."""
+    return call.op in ("punch", "unlink") or (call.op, call.nbytes) == ("write_at", 1)
+
+
+def check(workload: Workload, *, stale: bool = False) -> None:
+    with reopen(workload.settings) as store:
+        workload.oracle.check(store, stale=stale)
+    check_usable(workload.settings, workload.oracle)
+
+
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """A failure inside says where in the workload it was."""
+    try:
+        yield
+    except Exception as e:
+        raise AssertionError(what) from e
+
+
+@pytest.mark.parametrize(
+    ("low_bytes", "evicts"), [(LOW_BYTES["all of it fits"], False), (LOW_BYTES["blocks are evicted"], True)]
+)
+def test_the_workload_makes_every_kind_of_change(fresh_folder: FreshFolder, low_bytes: int, evicts: bool) -> None:
+    workload = prepared(fresh_folder(), low_bytes)
+    workload.run()
+    check(workload)
+    assert {call.op for call in faulty(workload).trace} == MUTATING - {"truncate"}
+    assert workload.counters["demotions"] >= 4
+    assert workload.counters["promotions"] >= 2
+    assert workload.counters["dedup_blocks"] >= 4
+    assert (workload.counters["evictions"] > 0) == evicts
+
+
+@pytest.mark.parametrize("low_bytes", LOW_BYTES.values(), ids=LOW_BYTES)
+@pytest.mark.parametrize("index_is_lost", [False, True])
+def test_death_in_any_call(fresh_folder: FreshFolder, low_bytes: int, index_is_lost: bool) -> None:
+    """``index_is_lost``: it is made anew from the segments. What had just been overwritten, deleted or evicted may
+    then be back, but only if the death came before its record was marked."""
+    trace = count_calls(fresh_folder(), low_bytes).trace
+    for n, call in enumerate(trace, 1):
+        workload = prepared(fresh_folder(), low_bytes)
+        faulty(workload).crash_at(n)
+        assert run(workload)
+        if index_is_lost:
+            lose_index(workload)
+        with telling(f"after death in call {n}, {call}"):
+            check(workload, stale=index_is_lost and may_be_a_mark(call))
+
+
+@pytest.mark.parametrize(("code", "index_is_lost"), [(errno.ENOSPC, False), (errno.EIO, True)], ids=["ENOSPC", "EIO"])
+def test_an_error_of_any_call(fresh_folder: FreshFolder, code: int, index_is_lost: bool) -> None:
+    """The workload goes on after it; the oracle forgives what a FlushError named, and nothing else."""
+    low_bytes = LOW_BYTES["all of it fits"]
+    for n, call in enumerate(count_calls(fresh_folder(), low_bytes).trace, 1):
+        workload = prepared(fresh_folder(), low_bytes)
+        faulty(workload).fail_at(n, code)
+        with telling(f"after {errno.errorcode[code]} from call {n}, {call}"):
+            assert not run(workload)
+            if index_is_lost:
+                lose_index(workload)
+            check(workload, stale=index_is_lost and may_be_a_mark(call))
+
+
+def test_a_short_write(fresh_folder: FreshFolder) -> None:
+    low_bytes = LOW_BYTES["all of it fits"]
+    writes = [call for call in count_calls(fresh_folder(), low_bytes).trace if call.op == "write_at"]
+    for n, call in enumerate(writes, 1):
+        workload = prepared(fresh_folder(), low_bytes)
+        faulty(workload).short_write_at(n, call.nbytes * 2 // 3, errno.ENOSPC)
+        with telling(f"after short write {n}, {call}"):
+            assert not run(workload)
+            check(workload)
+
+
+def test_death_in_the_middle_of_a_write(fresh_folder: FreshFolder) -> None:
+    low_bytes = LOW_BYTES["all of it fits"]
+    writes = [call for call in count_calls(fresh_folder(), low_bytes).trace if call.op == "write_at"]
+    for n, call in enumerate(writes, 1):
+        workload = prepared(fresh_folder(), low_bytes)
+        faulty(workload).crash_at(n, op="write_at", written=call.nbytes * 2 // 3)
+        with telling(f"after death in write {n}, {call}"):
+            assert run(workload)
+            check(workload)
+
+
+@pytest.mark.parametrize("op", ["write_at", "reserve", "create", "sync_data", "sync_dir", "unlink", "punch"])
+def test_a_kind_of_call_that_fails_from_some_moment_on(fresh_folder: FreshFolder, op: str) -> None:
+    """Such as a disk that is full, and stays so until the store is opened again."""
+    low_bytes = LOW_BYTES["blocks are evicted"]
+    count = count_calls(fresh_folder(), low_bytes).counts[op]
+    for n in range(1, count + 1, 4):
+        workload = prepared(fresh_folder(), low_bytes)
+        faulty(workload).fail_at(n, errno.ENOSPC, op=op, lasting=True)
+        with telling(f"after all of {op} failed from {n} on"):
+            assert not run(workload)
+            check(workload)
+
+
+@pytest.mark.parametrize("op", ["read_at", "open", "list_dir", "size"])
+def test_an_error_of_any_call_that_changes_nothing(fresh_folder: FreshFolder, op: str) -> None:
+    low_bytes = LOW_BYTES["all of it fits"]
+    count = count_calls(fresh_folder(), low_bytes).counts[op]
+    for n in range(1, count + 1):
+        workload = prepared(fresh_folder(), low_bytes)
+        faulty(workload).fail_at(n, errno.EIO, op=op)
+        with telling(f"after EIO from {op} {n}"):
+            assert not run(workload)
+            check(workload)

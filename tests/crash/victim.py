@@ -1,0 +1,102 @@
+"""The process that gets killed: it puts, deletes and reads with several threads, and says what it does."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+from kvtier import Config, FlushError, Hit, Store
+from tests.crash.oracle import tell_of_losses
+from tests.stores import noise, value_of
+
+WRITERS, KEYS = 2, 100
+
+
+class Said(NamedTuple):
+    """``put`` and ``delete`` are said before they are asked for, ``flushed`` and ``failed`` after, ``dropped`` before
+    the store gives a block up."""
+
+    what: str
+    writer: int
+    key: bytes = b""
+    version: int = 0
+
+
+def key_of(writer: int, number: int) -> bytes:
+    return f"w{writer}-{number:02d}".encode()
+
+
+def value(key: bytes, version: int) -> bytes:
+    """Says which it is, so that a reader without the oracle knows a wrong byte too. Some contents are shared."""
+    size = random.Random(version).choice([0, 50, 16_000, 24_000, 31_000])
+    name = key if version % 3 else b"shared"
+    return b"%s %d " % (name, version) + noise((name, version), size)
+
+
+def is_value_of(key: bytes, data: bytes) -> bool:
+    name, version, _ = data.split(b" ", 2)
+    return name in (key, b"shared") and data == value(key, int(version))
+
+
+def main(settings: Config, pipe: Connection, seed: int) -> None:
+    threading.excepthook = give_up
+    lock = threading.Lock()
+    by_id: dict[int, bytes] = {}
+
+    def say(said: Said) -> None:
+        with lock:
+            pipe.send(said)
+
+    def say_dropped(block_id: int) -> None:
+        key = by_id[block_id]
+        say(Said("dropped", int(key[1:2]), key))
+
+    with Store.open(settings) as store:
+        for writer in range(WRITERS):
+            by_id.update((store._identity.block_id(b"", k), k) for k in (key_of(writer, n) for n in range(KEYS)))
+        tell_of_losses(store, say_dropped)
+        say(Said("opened", 0))
+        for writer in range(WRITERS):
+            threading.Thread(target=write_for_ever, args=(store, say, writer, seed), daemon=True).start()
+        read_for_ever(store, seed)
+
+
+def give_up(args: threading.ExceptHookArgs) -> None:
+    """A thread failed: so has the process, which the parent will notice."""
+    traceback.print_exception(args.exc_value)
+    os._exit(1)
+
+
+def write_for_ever(store: Store, say: Callable[[Said], None], writer: int, seed: int) -> None:
+    rng = random.Random(seed * WRITERS + writer)
+    while True:
+        for _ in range(rng.randint(1, 8)):
+            number = rng.randrange(KEYS)
+            key = key_of(writer, number)
+            if rng.random() < 0.2:
+                say(Said("delete", writer, key))
+                store.delete(key)
+            else:
+                version = rng.randrange(1 << 20)
+                say(Said("put", writer, key, version))
+                store.put(key, value(key, version), parent=key_of(writer, number // 2))
+        try:
+            store.flush()
+        except FlushError:  # a reader that dawdles makes the index grow, which can fill so small a tier
+            say(Said("failed", writer))
+        else:
+            say(Said("flushed", writer))
+
+
+def read_for_ever(store: Store, seed: int) -> None:
+    rng = random.Random(seed)
+    while True:
+        key = key_of(rng.randrange(WRITERS), rng.randrange(KEYS))
+        hit = store.get(key)
+        if isinstance(hit, Hit):
+            assert is_value_of(key, value_of(hit)), f"{key!r}: wrong bytes while running"

@@ -1,0 +1,332 @@
+"""docs/format.md against the code, and a store read by the document alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import blake3
+import lmdb
+import pytest
+import xxhash
+import zstandard
+
+from kvtier import Config, Store, codec
+from kvtier.index import lmdb_index, schema
+from kvtier.index.schema import BlockEntry, ContentEntry, SegmentEntry
+from kvtier.segment import format as fmt
+from tests.stores import KIB, MIB, config, names, noise, settle, tier
+
+PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+CODES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
+
+
+def section(title: str) -> str:
+    """The text under a heading, up to the next one."""
+    found = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert found, title
+    return found[1]
+
+
+def rows(title: str) -> list[list[str]]:
+    """The cells of the table under a heading, without its head."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+class Layout(NamedTuple):
+    """A byte table as a struct with named fields."""
+
+    layout: struct.Struct
+    fields: list[str]
+
+    def read(self, raw: bytes, at: int = 0) -> dict[str, Any]:
+        return dict(zip(self.fields, self.layout.unpack_from(raw, at), strict=True))
+
+
+def byte_table(title: str) -> Layout:
+    """Every offset must be where the row before it ended, every size that of its type."""
+    at, codes, fields = 0, "<", []
+    for offset, size, kind, field, _ in rows(title):
+        assert int(offset) == at, (title, field)
+        code = CODES.get(kind, f"{size}s")
+        assert struct.calcsize("<" + code) == int(size), (title, field)
+        assert kind in (*CODES, "bytes"), (title, kind)
+        at += int(size)
+        codes += code
+        fields.append(field.strip("`"))
+    return Layout(struct.Struct(codes), fields)
+
+
+# -- the page against the code -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("title", "layout"),
+    [
+        ("Segment header", fmt.SEGMENT_HEADER),
+        ("Record", fmt.RECORD_HEADER),
+        ("Head checksum", fmt._PLACE),
+        ("blocks", schema._BLOCK),
+        ("contents", schema._CONTENT),
+        ("segments", schema._SEGMENT),
+    ],
+)
+def test_a_byte_table_is_the_struct(title: str, layout: struct.Struct) -> None:
+    assert byte_table(title).layout.format == layout.format
+    assert byte_table(title).layout.size == layout.size
+
+
+@pytest.mark.parametrize(
+    ("title", "fields"),
+    [
+        ("Record", fmt._Fixed._fields),
+        ("Head checksum", fmt.Place._fields),
+        ("blocks", (*BlockEntry._fields[:9], "ns_len", "key_len", "meta_len", "buffers")),
+        ("contents", ContentEntry._fields),
+        ("segments", SegmentEntry._fields),
+    ],
+)
+def test_fields_have_the_names_of_the_code(title: str, fields: tuple[str, ...]) -> None:
+    assert tuple(byte_table(title).fields) == fields
+
+
+def test_numbers_and_names_are_those_of_the_code() -> None:
+    assert {(int(i), name) for i, name, _ in rows("Codecs")} == {(i, n) for n, i in codec.CODEC_IDS.items()}
+    assert [(b.strip("`"), n) for b, n, _ in rows("States")] == [
+        (chr(s), s.name.lower().replace("_", " ")) for s in fmt.RecordState
+    ]
+    meanings = {field.strip("`"): meaning for *_, field, meaning in rows("Record")}
+    kinds = dict(re.findall(r"(\d): an? (\w+)", meanings["kind"]))
+    assert {int(n): name.upper() for n, name in kinds.items()} == {k.value: k.name for k in fmt.RecordKind}
+    assert f"`{fmt.RECORD_MAGIC.decode()}`" == meanings["magic"]
+    assert re.search(rf"multiple of {fmt.RECORD_ALIGN}\b", section("Record"))
+    assert f"Format **{fmt.FORMAT_VERSION}**" in PAGE
+    assert f'"{lmdb_index.ENGINE}"' in section("STORE")
+    limits = (meanings["ns_len"], meanings["key_len"], meanings["meta_len"], meanings["buffers"])
+    assert [re.findall(r"\d+", m)[-1] for m in limits] == ["64", "128", "1024", "64"]
+
+
+# -- a reader made from the page ---------------------------------------------------------------------
+
+
+def checked_json(file: Path, title: str) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(file.read_text())
+    assert set(fields) == {name.strip("`") for name, *_ in rows(title)}
+    found = fields.pop("sum")
+    body = json.dumps(fields, sort_keys=True, separators=(", ", ": "), ensure_ascii=True)
+    assert found == f"{xxhash.xxh3_64(body.encode()).intdigest():016x}"
+    return fields
+
+
+def decoded(codec_id: int, stored: bytes, n: int) -> bytes:
+    if codec_id == 0:
+        return stored
+    frame = stored if codec_id == 1 else stored[: len(stored) - (n + 1) // 2]
+    plain: bytes = zstandard.decompress(frame)
+    if codec_id == 1:
+        return plain
+    value = bytearray(n)
+    value[1::2], value[0::2] = plain, stored[len(frame) :]
+    return bytes(value)
+
+
+class Record(NamedTuple):
+    head: dict[str, Any]
+    namespace: bytes
+    key: bytes
+    meta: bytes
+    lengths: tuple[int, ...]
+    payload: bytes
+    place: tuple[int, int, int]
+
+
+def cut(raw: bytes, at: int, head: dict[str, Any]) -> tuple[bytes, bytes, bytes, tuple[int, ...]]:
+    """Namespace, key, metadata and lengths, as they follow a fixed part."""
+    parts = []
+    for size in (head["ns_len"], head["key_len"], head["meta_len"]):
+        parts.append(raw[at : at + size])
+        at += size
+    return parts[0], parts[1], parts[2], struct.unpack_from(f"<{head['buffers']}Q", raw, at)
+
+
+def records(file: Path, store: dict[str, Any], tier_no: int) -> list[Record]:
+    raw, found = file.read_bytes(), []
+    header = byte_table("Segment header")
+    h = header.read(raw)
+    assert h["magic"] == b"KVTSEG\r\n"
+    assert (h["format"], h["store_id"].hex(), h["tier_no"]) == (1, store["store_id"], tier_no)
+    assert h["segment_no"] == int(file.stem)
+    assert h["header_sum"] == xxhash.xxh3_64(raw[:56]).intdigest()
+    table, at = byte_table("Record"), header.layout.size
+    while at < len(raw):
+        head = table.read(raw, at)
+        body = at + table.layout.size
+        payload_at = body + head["variable_len"]
+        place = byte_table("Head checksum").layout.pack(h["store_id"], tier_no, h["segment_no"], at)
+        fixed = raw[at : body - 8]
+        summed = place + fixed[:4] + b"\0" + fixed[5:] + raw[body:payload_at]
+        assert (head["magic"], head["head_sum"]) == (b"KVR1", xxhash.xxh3_64(summed).intdigest())
+        payload = raw[payload_at : payload_at + head["stored_len"]]
+        name = cut(raw, body, head)
+        assert sum(name[3]) == head["raw_len"]
+        if head["kind"] == 1 and head["state"] != ord("D"):
+            assert head["payload_sum"] == xxhash.xxh3_128(payload).digest()
+        found.append(Record(head, *name, payload, (tier_no, h["segment_no"], at)))
+        at += head["record_len"]
+    assert at == len(raw)
+    return found
+
+
+def keyed(secret: bytes, purpose: bytes) -> bytes:
+    return hashlib.blake2b(purpose, digest_size=32, key=secret, person=b"kvtier key").digest()
+
+
+def block_id(secret: bytes, namespace: bytes, key: bytes) -> int:
+    name = bytes((len(namespace),)) + namespace + key
+    h = hashlib.blake2b(name, digest_size=8, key=secret, person=b"kvtier block").digest()
+    return int.from_bytes(h, "big") or 1
+
+
+def opened(key: bytes, value: bytes, title: str) -> tuple[dict[str, Any], bytes]:
+    body, found = value[:-4], value[-4:]
+    assert int.from_bytes(found, "little") == xxhash.xxh32(key + body).intdigest()
+    return byte_table(title).read(body), body
+
+
+def make(folder: Path) -> tuple[Config, dict[tuple[bytes, bytes], tuple[list[bytes], bytes]]]:
+    """A store with two tiers, all codecs, references, dead records and a chain; and what is in it."""
+    c = config(folder, tier("top", bytes_max=MIB + 512 * KIB), tier("low", codec="zstd-planes"))
+    soft = bytes(i % 256 if i % 2 else i % 3 for i in range(30_001))
+    blocks: dict[tuple[bytes, bytes], tuple[list[bytes], bytes]] = {}
+    with Store.open(c, background=False) as store:
+
+        def put(key: bytes, buffers: list[bytes], meta: bytes = b"", namespace: bytes = b"", **more: Any) -> None:
+            store.put(key, buffers, meta=meta, namespace=namespace, **more)
+            blocks[namespace, key] = (buffers, meta)
+
+        put(b"planes", [soft], b"about")
+        put(b"empty", [b"", b""])
+        put(b"child", [b"x"], parent=b"planes")
+        put(b"replaced", [b"old"])
+        store.flush()
+        put(b"replaced", [b"new", b"er"])
+        for round_ in (b"old", b"new"):  # shared bytes, in both tiers in the end
+            shared = [round_ + key for key in (b"-a", b"-b", b"-c")]
+            for key in shared:
+                put(key, [noise(round_, 9000)], meta=key, namespace=b"tenant")
+            store.flush()
+            store.delete(shared[0], namespace=b"tenant")  # the owner
+            del blocks[b"tenant", shared[0]]
+            for key in names(14) if round_ == b"old" else []:
+                put(key, [noise(key, 100 * KIB)])
+                store.flush()
+        settle(store)
+        assert {t.segments > 0 for t in store.stats().tiers} == {True}
+    return c, blocks
+
+
+def test_a_store_can_be_read_by_the_page_alone(tmp_path: Path) -> None:
+    _, blocks = make(tmp_path)
+    root = tmp_path / "store"
+    store = checked_json(root / "STORE", "STORE")
+    secret = bytes.fromhex(store["secret"])
+    found: list[Record] = []
+    for tier_no, name in enumerate(store["tiers"]):
+        label = checked_json(root / name / "TIER", "TIER")
+        assert (label["store_id"], label["name"], label["tier_no"]) == (store["store_id"], name, tier_no)
+        for file in sorted((root / name).glob("*.seg")):
+            found += records(file, store, tier_no)
+    assert {r.head["codec"] for r in found} == {0, 2}
+    assert {r.head["kind"] for r in found} == {1, 2}
+    assert {chr(r.head["state"]) for r in found} == set("LPD")
+
+    payloads = {
+        (r.place[0], r.head["content_id"]): r for r in found if r.head["kind"] == 1 and r.head["state"] != ord("D")
+    }
+    live: dict[tuple[bytes, bytes], Record] = {}
+    for r in found:
+        old = live.get((r.namespace, r.key))
+        if r.head["state"] == ord("L") and (old is None or r.head["seq"] > old.head["seq"]):
+            live[r.namespace, r.key] = r
+    assert set(live) == set(blocks)
+    for (namespace, key), r in live.items():
+        source = payloads[r.place[0], r.head["content_id"]]
+        value = decoded(source.head["codec"], source.payload, r.head["raw_len"])
+        buffers, meta = blocks[namespace, key]
+        assert (value, r.meta, r.lengths) == (b"".join(buffers), meta, tuple(map(len, buffers)))
+        hasher = blake3.blake3(value, key=keyed(secret, b"content:" + namespace))
+        assert r.head["content_id"] == hasher.digest()[:16]
+    assert live[b"", b"child"].head["parent_id"] == block_id(secret, b"", b"planes")
+
+    check_index(root / "index", store, secret, live, payloads)
+
+
+def check_index(
+    folder: Path,
+    store: dict[str, Any],
+    secret: bytes,
+    live: dict[tuple[bytes, bytes], Record],
+    payloads: dict[tuple[int, bytes], Record],
+) -> None:
+    """Every entry of the index, byte by byte, against the records."""
+    with lmdb.open(str(folder), max_dbs=4, readonly=True) as env, env.begin() as txn:
+        tables = {
+            n: dict(txn.cursor(db=env.open_db(n.encode(), txn=txn, create=False)))
+            for n in ("blocks", "contents", "segments", "meta")
+        }
+    assert set(tables["blocks"]) == {block_id(secret, *name).to_bytes(8, "big") for name in live}
+    refs: dict[tuple[int, bytes], int] = {}
+    for (namespace, key), r in live.items():
+        id_bytes = block_id(secret, namespace, key).to_bytes(8, "big")
+        entry, body = opened(id_bytes, tables["blocks"][id_bytes], "blocks")
+        assert cut(body, byte_table("blocks").layout.size, entry) == (namespace, key, r.meta, r.lengths)
+        assert (entry["tier_no"], entry["segment_no"], entry["offset"]) == r.place
+        same = ("seq", "parent_id", "record_len", "kind", "content_id")
+        assert [entry[f] for f in same] == [r.head[f] for f in same]
+        content = (entry["tier_no"], entry["content_id"])
+        refs[content] = refs.get(content, 0) + 1
+    assert {(k[0], k[1:]) for k in tables["contents"]} == set(refs)
+    for raw_key, value in tables["contents"].items():
+        entry, _ = opened(raw_key, value, "contents")
+        source = payloads[raw_key[0], raw_key[1:]]
+        assert (raw_key[0], entry["segment_no"], entry["offset"]) == source.place
+        assert entry["head_len"] == byte_table("Record").layout.size + source.head["variable_len"]
+        as_in_record = ("stored_len", "record_len", "codec", "payload_sum")
+        assert [entry[f] for f in as_in_record] == [source.head[f] for f in as_in_record]
+        assert entry["refs"] == refs[raw_key[0], raw_key[1:]]
+    check_segments(folder.parent, store, tables["segments"], live, payloads)
+    counters = {k.decode(): int.from_bytes(v, "little") for k, v in tables["meta"].items()}
+    pages = {n.strip("`").replace(":N", f":{i}") for n, _ in rows("meta") for i in range(len(store["tiers"]))}
+    assert set(counters) == pages
+    assert counters["complete"] == 1
+    assert counters["seq"] >= max(r.head["seq"] for r in live.values())
+
+
+def check_segments(
+    root: Path,
+    store: dict[str, Any],
+    table: dict[bytes, bytes],
+    live: dict[tuple[bytes, bytes], Record],
+    payloads: dict[tuple[int, bytes], Record],
+) -> None:
+    files = {
+        (no, int(f.stem)): f.stat().st_size
+        for no, name in enumerate(store["tiers"])
+        for f in (root / name).glob("*.seg")
+    }
+    needed: dict[tuple[int, int, int], int] = {
+        r.place: r.head["record_len"] for r in (*live.values(), *payloads.values())
+    }
+    found = {}
+    for key, value in table.items():
+        entry, _ = opened(key, value, "segments")
+        tier_no, number = key[0], int.from_bytes(key[1:], "big")
+        found[tier_no, number] = entry["committed_len"]
+        assert entry["live_bytes"] == sum(n for p, n in needed.items() if p[:2] == (tier_no, number))
+        assert entry["sealed"] in (0, 1)
+    assert found == files
