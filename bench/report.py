@@ -184,8 +184,13 @@ def _storage(figures: Mapping[str, Any]) -> Lines:
             ["`get_many`", *reads("get_many")],
             ["preadv into new memory", *reads("preadv_new")],
             ["`get_many` / preadv", *(f"**{r['get_many_to_preadv_new']:.2f}**" for r in (cold, warm))],
+            ["`get_many(keep=False)`", *reads("get_many_once")],
             ["`get_into`, one by one", *reads("get_into")],
             ["preadv into reused memory", *reads("preadv_reused")],
+            [
+                "`get_many(keep=False)` / preadv",
+                *(f"**{r['get_many_once_to_preadv_reused']:.2f}**" for r in (cold, warm)),
+            ],
             ["`get_into` / preadv", *(f"**{r['get_into_to_preadv_reused']:.2f}**" for r in (cold, warm))],
         ],
     )

@@ -127,8 +127,8 @@ def _reads(folder: Path, raw: Path, blocks: list[Payload], repeats: int) -> dict
         with _open(folder) as store:
             return total / timed(lambda: read(store))
 
-    def many(store: Store) -> None:
-        if sum(hit.nbytes for hit in store.get_many(keys) if isinstance(hit, Hit)) != total:
+    def many(store: Store, keep: bool = True) -> None:
+        if sum(hit.nbytes for hit in store.get_many(keys, keep=keep) if isinstance(hit, Hit)) != total:
             raise RuntimeError("blocks are missing")
 
     def into(store: Store) -> None:
@@ -137,6 +137,7 @@ def _reads(folder: Path, raw: Path, blocks: list[Payload], repeats: int) -> dict
 
     arms: dict[str, Callable[[], float]] = {
         "get_many": lambda: from_store(many),
+        "get_many_once": lambda: from_store(partial(many, keep=False)),
         "get_into": lambda: from_store(into),
         "preadv_new": lambda: total / timed(lambda: _read_file(raw, total, in_new_memory=True)),
         "preadv_reused": lambda: total / timed(lambda: _read_file(raw, total, in_new_memory=False)),
@@ -161,6 +162,7 @@ def _compared_reads(samples: dict[str, list[float]]) -> dict[str, Any]:
     found: dict[str, Any] = {name: spread(s) for name, s in samples.items()}
     return {
         **found,
+        "get_many_once_to_preadv_reused": found["get_many_once"]["median"] / found["preadv_reused"]["median"],
         "get_many_to_preadv_new": found["get_many"]["median"] / found["preadv_new"]["median"],
         "get_into_to_preadv_reused": found["get_into"]["median"] / found["preadv_reused"]["median"],
     }

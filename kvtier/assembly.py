@@ -111,6 +111,8 @@ def _open(
         raise LimitError(f"{root}: a store can know {TIERS_MAX} tier names in its life, no more")
     if is_new or known != identity:
         fs.write_file_durably(os.path.join(root, STORE_FILE), dump_identity(known))
+    for tier in config.tier:
+        _tier_folder(fs, tier, known, create=False)  # refused before anything is touched
     index, is_new_index = _open_index(fs, root)
     closers.append(index.close)
     for tier in config.tier:
