@@ -111,7 +111,7 @@ class Front:
                 self.ram.put(block_id, block)
 
     def forget(self, block_id: int) -> None:
-        """Drop a block from RAM, if the queue does not need it."""
+        """Drop a block from RAM; one that is still to be written stays readable in the queue."""
         with self._lock:
             self.ram.remove(block_id)
 
