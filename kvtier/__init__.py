@@ -2,6 +2,8 @@
 
 from kvtier.blocks import (
     BlockInfo,
+    BlockState,
+    Explanation,
     Hit,
     HitInto,
     Miss,
@@ -41,10 +43,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BlockInfo",
+    "BlockState",
     "Config",
     "ConfigError",
     "ConfigProblem",
     "CorruptStore",
+    "Explanation",
     "FlushError",
     "ForkedStore",
     "Hit",

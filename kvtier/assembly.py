@@ -125,7 +125,7 @@ def _open(
     _start_running(fs, root)
     tiers = _tiers(config, folders, known, fs, clock, signals)
     closers += [t.close for t in tiers]
-    ledger = Ledger(index, tiers, signals)
+    ledger = Ledger(index, tiers, signals, clock)
     recovery = Recovery(fs, index, tiers, ledger, signals, known.block_id, known.store_id)
     report = recovery.run()
     # Closing runs backwards: tiers, then the index, then the mark of a clean end, then the lock.
@@ -167,7 +167,8 @@ def _open_read_only(
                 if number in known:
                     with suppress(FileNotFoundError):  # the writer has just dropped it
                         tier.know(number, known[number].live_bytes)
-    return Parts(identity, index, Ladder(index, tiers, Ledger(index, tiers, signals), signals), Report(), closers)
+    ledger = Ledger(index, tiers, signals, clock)
+    return Parts(identity, index, Ladder(index, tiers, ledger, signals), Report(), closers)
 
 
 def _is_new(fs: FileSystem, root: str) -> bool:

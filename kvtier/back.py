@@ -16,12 +16,13 @@ from kvtier.assembly import Parts
 from kvtier.background.prefetcher import Prefetcher
 from kvtier.background.worker import Worker
 from kvtier.background.write_behind import Pending
-from kvtier.blocks import MissReason
+from kvtier.blocks import BlockState, Explanation, MissReason
 from kvtier.config import Config
 from kvtier.events import Signals, WriteFailed
 from kvtier.front import Front
 from kvtier.identity import CONTENT_ID_BYTES
 from kvtier.index.lmdb_index import IndexFull
+from kvtier.index.schema import Reason
 from kvtier.tiers.drafts import NewBlock
 from kvtier.tiers.ladder import NoRoom, Suspended
 from kvtier.tiers.ram import RamBlock
@@ -32,6 +33,7 @@ log = logging.getLogger("kvtier")
 _TOUCHES_BEFORE_SAVE = 4096
 _PROMOTE_AT_ONCE = 64
 _LOOK_AGAIN_S = 1.0  # so that a worker that died is noticed
+_STATES: dict[int, BlockState] = {reason: BlockState[reason.name] for reason in Reason}
 
 
 class Back:
@@ -75,6 +77,23 @@ class Back:
 
     def has(self, wanted: Wanted) -> bool:
         return isinstance(self._reader.locate([wanted])[0], Located)
+
+    def explain(self, wanted: Wanted) -> Explanation:
+        """In which tier a block is, or what became of it."""
+        located = self.locate([wanted])[0]
+        if isinstance(located, Located):
+            return Explanation(BlockState.STORED, located.tier.name)
+        if located is not MissReason.ABSENT:
+            return Explanation(BlockState.DAMAGED if located is MissReason.CORRUPT else BlockState.UNAVAILABLE)
+        try:
+            departure = self.ladder.ledger.departure(wanted.block_id)
+        except OSError:
+            self._signals.count("index_errors")
+            return Explanation(BlockState.UNAVAILABLE)
+        if departure is None or departure.reason not in _STATES:
+            return Explanation(BlockState.UNKNOWN)
+        tier = dict(enumerate(self.parts.identity.tiers)).get(departure.tier_no)
+        return Explanation(_STATES[departure.reason], tier, float(departure.when))
 
     def read(self, located: Located) -> RamBlock | MissReason:
         """One block, which also enters RAM."""
@@ -213,7 +232,7 @@ class Back:
                 return self._write(group[half:])
             if isinstance(e, IndexFull) and self.parts.index.grow():
                 return self._write(group)
-            self._lost(ids, e)
+            self._lost(group, e)
             error = e
         else:
             self._reader.set_stale(ids, False)
@@ -234,8 +253,12 @@ class Back:
             hasher.digest(length=CONTENT_ID_BYTES),
         )
 
-    def _lost(self, ids: Sequence[int], error: Exception) -> None:
+    def _lost(self, group: Sequence[Pending], error: Exception) -> None:
         """Writes were lost: an older value on disk must not come back in their place."""
+        ids = [p.block_id for p in group]
+        self.ladder.ledger.note(
+            [p.block_id for p in group if p.block is not None], Reason.WRITE_FAILED, self.ladder.tiers[0]
+        )
         self._signals.count("write_failures", len(ids))
         if not isinstance(error, Suspended):
             reason = f"{type(error).__name__}: {error}"

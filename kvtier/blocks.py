@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from enum import Enum
 
 from kvtier.errors import LimitError
@@ -33,7 +34,7 @@ class MissReason(Enum):
     """Why a block was not returned. Each is counted in ``stats``."""
 
     ABSENT = "absent"
-    """Never stored, evicted or deleted."""
+    """Never stored, evicted or deleted: :meth:`kvtier.Store.explain` says which."""
     CORRUPT = "corrupt"
     """A check failed: the record is quarantined and its key can be stored again."""
     UNAVAILABLE = "unavailable"
@@ -112,6 +113,68 @@ class BlockInfo:
     @property
     def nbytes(self) -> int:
         return sum(self.lengths)
+
+
+class BlockState(Enum):
+    """Where a block is, or what became of it. See :class:`Explanation`."""
+
+    RAM = "ram"
+    """It is in RAM; whether it is durable too, this does not say."""
+    QUEUED = "queued"
+    """It is in the write queue, not durable yet."""
+    STORED = "stored"
+    """It is in a disk tier."""
+    UNAVAILABLE = "unavailable"
+    """Its tier, or the index, cannot be read now, or its newer value was lost."""
+    EVICTED = "evicted"
+    """It had to make room."""
+    DELETED = "deleted"
+    """The caller deleted it."""
+    DAMAGED = "damaged"
+    """A check failed, so it was quarantined."""
+    LOST = "lost"
+    """A segment file was gone when the store was opened."""
+    NOT_ADMITTED = "not_admitted"
+    """The tier was full, and the block's parent was not stored."""
+    WRITE_FAILED = "write_failed"
+    """It could not be written, or the index not be committed."""
+    UNKNOWN = "unknown"
+    """Nothing is remembered of it: it was never stored, or it left too long ago."""
+
+
+_SENTENCES = {
+    BlockState.RAM: "The block is in RAM",
+    BlockState.QUEUED: "The block is in the write queue, not durable yet",
+    BlockState.STORED: "The block is stored in {}",
+    BlockState.UNAVAILABLE: "The block cannot be read now",
+    BlockState.EVICTED: "The block was evicted from {}",
+    BlockState.DELETED: "The block was deleted",
+    BlockState.DAMAGED: "The block was found damaged in {}",
+    BlockState.LOST: "The block was lost with a missing file of {}",
+    BlockState.NOT_ADMITTED: "The block was not admitted to {}, which was full, because its parent was not stored",
+    BlockState.WRITE_FAILED: "The block could not be written to {}",
+    BlockState.UNKNOWN: "The block was never stored, or it left too long ago to be remembered",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What :meth:`kvtier.Store.explain` knows of a block; as ``str``, one plain sentence.
+
+    ``tier`` is where it is (as in :class:`Hit`), where it was, or where it was to go; ``when`` it left, in whole
+    seconds since 1970. Both are None where that is not known.
+    """
+
+    state: BlockState
+    tier: str | None = None
+    when: float | None = None
+
+    def __str__(self) -> str:
+        tier = "a disk tier" if self.tier is None else f"tier {self.tier!r}"
+        date = ""
+        if self.when is not None:
+            date = f", at {datetime.fromtimestamp(self.when, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+        return f"{_SENTENCES[self.state].format(tier)}{date}."
 
 
 def check_key(key: object, namespace: object) -> None:

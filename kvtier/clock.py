@@ -15,9 +15,15 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds since an arbitrary start; never goes back."""
 
+    def time(self) -> float:
+        """Seconds since 1970 (UTC); may jump."""
+
 
 class SystemClock:
-    """The operating system's monotonic clock."""
+    """The operating system's clocks."""
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+    def time(self) -> float:
+        return time.time()

@@ -19,7 +19,7 @@ from typing import TypeVar
 from kvtier.events import Recovered, SegmentLost, Signals
 from kvtier.fs import FileSystem
 from kvtier.index.lmdb_index import IndexFull, LmdbIndex
-from kvtier.index.schema import IndexDamaged, SegmentEntry
+from kvtier.index.schema import IndexDamaged, Reason, SegmentEntry
 from kvtier.segment.format import (
     SEGMENT_HEADER_BYTES,
     FormatError,
@@ -179,7 +179,7 @@ class Recovery:
             ]
         with self._ledger.change() as change:
             for block_id in lost:
-                self._ledger.unlink(change, block_id)
+                self._ledger.unlink(change, block_id, Reason.LOST)
             for number in missing:
                 change.forget_segment(tier.tier_no, number)
         self._signals.count("blocks_lost", len(lost))

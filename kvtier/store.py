@@ -13,7 +13,9 @@ from kvtier.assembly import Parts, config_of, open_parts
 from kvtier.back import Back
 from kvtier.blocks import (
     BlockInfo,
+    BlockState,
     Buffer,
+    Explanation,
     Hit,
     HitInto,
     Miss,
@@ -323,6 +325,22 @@ class Store:
         if isinstance(located, MissReason):
             return None
         return BlockInfo(key, located.entry.meta, located.entry.lengths, located.tier.name)
+
+    def explain(self, key: bytes, *, namespace: bytes = b"") -> Explanation:
+        """Where a block is, or why it is not there: evicted, deleted, damaged, ...; from which tier, and when.
+
+        A store with a disk tier remembers its last 65,536 departures, durably; what was not admitted or could not
+        be written is durable with the commit that follows it. An index that is made anew has forgotten them all,
+        and of the RAM tier's evictions none is remembered. Reads no payload; does not count as a use.
+        """
+        self._check_open()
+        wanted = self._wanted(key, namespace)
+        found = self._front.find(wanted, use=False)
+        if found is None:
+            return self._back.explain(wanted) if self._back else Explanation(BlockState.UNKNOWN)
+        if found.block is None:
+            return Explanation(BlockState.DELETED)
+        return Explanation(BlockState.RAM if found.place == "ram" else BlockState.QUEUED, found.place)
 
     # -- hints --------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -21,11 +21,20 @@ import lmdb.verify
 
 from kvtier.errors import StoreClosed
 from kvtier.index import schema
-from kvtier.index.schema import BlockEntry, ContentEntry, IndexDamaged, SegmentEntry
+from kvtier.index.schema import (
+    DEPARTURES_A_ROW,
+    DEPARTURES_MAX,
+    BlockEntry,
+    ContentEntry,
+    Departure,
+    IndexDamaged,
+    SegmentEntry,
+)
 
 ENGINE = "lmdb-0.9"
 _READERS_MAX = 1024
 _COMPLETE = "complete"
+_DEPARTURES = "departures"
 _MAP_BYTES_MAX = 1 << 40
 _MAGIC = 0xBEEFC0DE
 #: The head of a meta page on 64-bit machines: magic, page size, last page, transaction.
@@ -112,6 +121,21 @@ class View:
                 found[number] = schema.decode_segment(key, value)
         return found
 
+    def departure(self, block_id: int) -> Departure | None:
+        """The newest departure of a block that is remembered."""
+        if self._ix.departures is None:
+            return None
+        found = []
+        for key, value in self._txn.cursor(db=self._ix.departures):
+            row_at = schema.split_row_key(key) * DEPARTURES_A_ROW
+            for slot, departure in schema.departures_of(block_id, _checked(schema.decode_row, key, value) or b""):
+                found.append((self._age(row_at + slot), departure))
+        return min(found)[1] if found else None
+
+    def _age(self, place: int) -> int:
+        """How many departures are newer than the one in this place of the ring."""
+        return (self.counter(_DEPARTURES) - 1 - place) % DEPARTURES_MAX
+
     def counter(self, name: str) -> int:
         value = self._txn.get(name.encode(), db=self._ix.meta)
         return int.from_bytes(value, "little") if value else 0
@@ -148,6 +172,27 @@ class WriteTxn(View):
     def del_segment(self, tier_no: int, segment_no: int) -> None:
         self._txn.delete(schema.segment_key(tier_no, segment_no), db=self._ix.segments)
 
+    def add_departures(self, departures: Iterable[Departure]) -> None:
+        """Remember these, in order, each in place of the oldest one once there are as many as may be."""
+        count = self.counter(_DEPARTURES)
+        rows: dict[int, bytearray] = {}
+        for departure in departures:
+            row_no, slot = divmod(count % DEPARTURES_MAX, DEPARTURES_A_ROW)
+            if row_no not in rows:
+                rows[row_no] = self._row(row_no)
+            schema.set_departure(rows[row_no], slot, departure)
+            count += 1
+        for row_no, row in rows.items():
+            key = schema.row_key(row_no)
+            self._txn.put(key, schema.encode_row(key, row), db=self._ix.departures)
+        self.set_counter(_DEPARTURES, count)
+
+    def _row(self, row_no: int) -> bytearray:
+        key = schema.row_key(row_no)
+        value = self._txn.get(key, db=self._ix.departures)
+        row = None if value is None else _checked(schema.decode_row, key, value)
+        return schema.empty_row() if row is None else bytearray(row)
+
     def set_counter(self, name: str, value: int) -> None:
         self._txn.put(name.encode(), value.to_bytes(8, "little"), db=self._ix.meta)
 
@@ -157,7 +202,7 @@ class WriteTxn(View):
 
     def clear(self) -> None:
         """Forget everything."""
-        for db in (self._ix.blocks, self._ix.contents, self._ix.segments, self._ix.meta):
+        for db in (self._ix.blocks, self._ix.contents, self._ix.segments, self._ix.departures, self._ix.meta):
             self._txn.drop(db, delete=False)
 
 
@@ -219,7 +264,7 @@ class LmdbIndex:
             self._env = lmdb.open(
                 folder,
                 map_size=map_bytes,
-                max_dbs=4,
+                max_dbs=5,
                 max_readers=_READERS_MAX,
                 metasync=False,
                 mode=0o600,
@@ -235,6 +280,9 @@ class LmdbIndex:
             self.contents = self._db("contents", read_only)
             self.segments = self._db("segments", read_only)
             self.meta = self._db("meta", read_only)
+            self.departures: Any = None
+            with suppress(lmdb.NotFoundError):  # only if read only: the store's last writer did not know it yet
+                self.departures = self._db("departures", read_only)
         except lmdb.Error as e:
             if self._env is not None:
                 self._env.close()

@@ -6,6 +6,8 @@ Every value ends with an XXH32 over its key and itself, so that a damaged page i
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from enum import IntEnum
 from typing import NamedTuple
 
 import xxhash
@@ -13,7 +15,13 @@ import xxhash
 _BLOCK = struct.Struct("<QQQQQQBB16sBBHB")
 _CONTENT = struct.Struct("<QQHQQB16sI")
 _SEGMENT = struct.Struct("<QQB")
+_DEPARTURE = struct.Struct("<QIBB")
 _SUM = struct.Struct("<I")
+
+DEPARTURES_MAX = 1 << 16
+DEPARTURES_A_ROW = 64
+#: The tier of a departure from none.
+NO_TIER = 255
 
 
 class IndexDamaged(ValueError):
@@ -67,6 +75,26 @@ class SegmentEntry(NamedTuple):
     sealed: bool
 
 
+class Reason(IntEnum):
+    """Why a block left, or did not come."""
+
+    EVICTED = 1
+    DELETED = 2
+    DAMAGED = 3
+    LOST = 4
+    NOT_ADMITTED = 5
+    WRITE_FAILED = 6
+
+
+class Departure(NamedTuple):
+    """``departures``: when (in seconds since 1970) and why a block left, and from which tier."""
+
+    block_id: int
+    when: int
+    reason: int
+    tier_no: int
+
+
 def block_key(block_id: int) -> bytes:
     return block_id.to_bytes(8, "big")
 
@@ -81,6 +109,14 @@ def segment_key(tier_no: int, segment_no: int) -> bytes:
 
 def split_segment_key(key: bytes) -> tuple[int, int]:
     return key[0], int.from_bytes(key[1:], "big")
+
+
+def row_key(row_no: int) -> bytes:
+    return row_no.to_bytes(2, "big")
+
+
+def split_row_key(key: bytes) -> int:
+    return int.from_bytes(key, "big")
 
 
 def encode_block(key: bytes, e: BlockEntry) -> bytes:
@@ -117,6 +153,31 @@ def encode_segment(key: bytes, e: SegmentEntry) -> bytes:
 def decode_segment(key: bytes, value: bytes) -> SegmentEntry:
     committed, live, sealed = _SEGMENT.unpack(_opened(key, value))
     return SegmentEntry(committed, live, bool(sealed))
+
+
+def empty_row() -> bytearray:
+    """A row of departures, none of which is there."""
+    return bytearray(_DEPARTURE.size * DEPARTURES_A_ROW)
+
+
+def set_departure(row: bytearray, slot: int, departure: Departure) -> None:
+    _DEPARTURE.pack_into(row, slot * _DEPARTURE.size, *departure)
+
+
+def departures_of(block_id: int, row: bytes) -> Iterator[tuple[int, Departure]]:
+    """A block's departures in a row, each with its slot."""
+    if block_id.to_bytes(8, "little") in row:  # in most rows it is not, and those are not taken apart
+        for slot, fields in enumerate(_DEPARTURE.iter_unpack(row)):
+            if fields[0] == block_id:
+                yield slot, Departure(*fields)
+
+
+def encode_row(key: bytes, row: bytes | bytearray) -> bytes:
+    return _sealed(key, bytes(row))
+
+
+def decode_row(key: bytes, value: bytes) -> bytes:
+    return _opened(key, value)
 
 
 def _sealed(key: bytes, body: bytes) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from kvtier.index.lmdb_index import WriteTxn
-from kvtier.index.schema import BlockEntry, ContentEntry, IndexDamaged, SegmentEntry
+from kvtier.index.schema import NO_TIER, BlockEntry, ContentEntry, Departure, IndexDamaged, Reason, SegmentEntry
 from kvtier.segment.format import RECORD_HEADER_BYTES, RecordKind, RecordState
 from kvtier.segment.writer import Written
 from kvtier.tiers.disk import Freed
@@ -21,10 +21,12 @@ SegmentId = tuple[int, int]  # tier number, segment number
 
 
 class Change:
-    """One index transaction's worth of linking and unlinking."""
+    """One index transaction's worth of linking and unlinking. ``when``: what its departures are dated."""
 
-    def __init__(self, txn: WriteTxn) -> None:
+    def __init__(self, txn: WriteTxn, when: int) -> None:
         self.txn = txn
+        self.when = when
+        self.departures: dict[int, Departure] = {}
         self.freed: list[Freed] = []
         self.live: Counter[SegmentId] = Counter()
         self.result: dict[SegmentId, SegmentEntry] = {}
@@ -108,6 +110,12 @@ class Change:
             self._free_own(entry, RecordState.DEAD)
         return entry
 
+    def depart(self, block_id: int, reason: Reason) -> None:
+        """Let ``block_id`` mean nothing, and remember why."""
+        entry = self.unlink(block_id)
+        tier_no = NO_TIER if entry is None else entry.tier_no
+        self.departures[block_id] = Departure(block_id, self.when, reason, tier_no)
+
     def quarantine(self, block_id: int, tier_no: int, content_id: bytes) -> list[int]:
         """Forget a content that failed its checks and every block that needs it; returns those blocks.
 
@@ -117,12 +125,12 @@ class Change:
         gone = []
         entry = self.txn.block(block_id)
         if entry is not None and (entry.tier_no, entry.content_id) == wanted:
-            self.unlink(block_id)
+            self.depart(block_id, Reason.DAMAGED)
             gone.append(block_id)
         if self.txn.content(*wanted) is not None:
             others = [b for b, e in self.txn.blocks() if (e.tier_no, e.content_id) == wanted]
             for other in others:
-                self.unlink(other)
+                self.depart(other, Reason.DAMAGED)
             gone += others
         if (left := self.txn.content(*wanted)) is not None:
             self._free_content(*wanted, left)

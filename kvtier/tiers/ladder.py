@@ -17,7 +17,7 @@ from kvtier import codec
 from kvtier.blocks import Buffer
 from kvtier.events import BlockQuarantined, Signals
 from kvtier.index.lmdb_index import LmdbIndex, View
-from kvtier.index.schema import BlockEntry, IndexDamaged
+from kvtier.index.schema import BlockEntry, IndexDamaged, Reason
 from kvtier.policy.base import NO_PARENT, EvictionPolicy
 from kvtier.segment.format import RecordKind
 from kvtier.segment.writer import Draft, Written
@@ -84,16 +84,19 @@ class Ladder:
         top = self.tiers[0]
         self._renounce_doubted(puts)
         encoded: Encoded = {}
+        refused: set[int] = set()
         drafts, unchanged = self._plan(top, puts, encoded)
         while drafts and not self._fits(top, drafts):
             self._check_health(top)
             if orphans := self._orphans(drafts):  # they displace nothing, and are as good as evicted
                 self._signals.count("not_admitted", len(orphans))
+                refused |= orphans
                 puts = [p for p in puts if p.block_id not in orphans]
                 deletes = [*deletes, *self.known(list(orphans))]
             else:
                 self._make_room(top, drafts)
             drafts, unchanged = self._plan(top, puts, encoded)
+        self.ledger.note(refused, Reason.NOT_ADMITTED, top)  # only now: making room commits
         self.ledger.touch(unchanged)
         written = self._append(top, [d for _, d in drafts])
         if not (written or deletes):
@@ -170,7 +173,7 @@ class Ladder:
         try:
             with self.ledger.change() as change, change.holding(tier.tier_no, shared):
                 for block_id in deletes:
-                    self.ledger.unlink(change, block_id)
+                    self.ledger.unlink(change, block_id, Reason.DELETED)
                 pairs = zip(drafts, written, strict=True)
                 return {b for (b, _), record in pairs if self.ledger.link(change, tier, b, record)}
         except Exception:
@@ -256,7 +259,7 @@ class Ladder:
         if left:
             with self.ledger.change() as change:
                 for block_id in left:
-                    self.ledger.unlink(change, block_id)
+                    self.ledger.unlink(change, block_id, Reason.EVICTED)
             self._signals.count("evictions", len(left))
 
     def _empty_a_segment(self, tier: DiskTier) -> bool:

@@ -1,16 +1,18 @@
 """The ledger: one index commit at a time, and what must follow it on disk and in the policies.
 
-Threads: the store's background worker only, except :meth:`Ledger.touch`.
+Threads: the store's background worker only, except :meth:`Ledger.touch` and :meth:`Ledger.departure`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from kvtier.clock import Clock
 from kvtier.events import Signals
 from kvtier.index.lmdb_index import LmdbIndex, View
+from kvtier.index.schema import DEPARTURES_MAX, Departure, Reason
 from kvtier.segment.format import RecordKind
 from kvtier.segment.writer import Written
 from kvtier.tiers.catalog import Change
@@ -18,17 +20,20 @@ from kvtier.tiers.disk import DiskTier
 
 _TOUCHES_MAX = 1 << 16
 _TOUCHES_A_COMMIT_MAX = 1 << 12  # each rewrites a page of the index
+_SECONDS_MAX = (1 << 32) - 1
 
 
 class Ledger:
     """Commits changes of the index, keeps the logical clock, and tells tiers and policies what became of them."""
 
-    def __init__(self, index: LmdbIndex, tiers: Sequence[DiskTier], signals: Signals) -> None:
+    def __init__(self, index: LmdbIndex, tiers: Sequence[DiskTier], signals: Signals, clock: Clock) -> None:
         self._index = index
+        self._wall = clock
         self._tiers = {t.tier_no: t for t in tiers}
         self._signals = signals
         self._touched: deque[int] = deque(maxlen=_TOUCHES_MAX)
         self._held: dict[int, int] = {}
+        self._noted: dict[int, Departure] = {}
         self._clock, self._seq = _counters(index)
 
     @property
@@ -84,6 +89,25 @@ class Ledger:
                 for _ in range(holds):
                     tier.policy.hold(block_id)
 
+    # -- what became of blocks ----------------------------------------------------------------------
+
+    def note(self, block_ids: Iterable[int], reason: Reason, tier: DiskTier) -> None:
+        """Remember blocks that did not come in: in memory, and durably with the next commit, whatever that is for."""
+        for block_id in block_ids:
+            self._noted[block_id] = Departure(block_id, self._now(), reason, tier.tier_no)
+        while len(self._noted) > DEPARTURES_MAX:
+            del self._noted[next(iter(self._noted))]
+
+    def departure(self, block_id: int) -> Departure | None:
+        """The latest that is remembered of a block that is not there. Any thread; :class:`OSError` as reading does."""
+        if noted := self._noted.get(block_id):  # first: it leaves here only after its commit
+            return noted
+        with self._index.read() as view:
+            return view.departure(block_id)
+
+    def _now(self) -> int:
+        return min(max(0, int(self._wall.time())), _SECONDS_MAX)
+
     # -- commits ------------------------------------------------------------------------------------
 
     @contextmanager
@@ -97,10 +121,12 @@ class Ledger:
         committed = {(t.tier_no, no): t.segments[no].length for t in tiers for no in t.uncommitted}
         try:
             with self._index.write() as txn:
-                change = Change(txn)
+                change = Change(txn, self._now())
                 yield change
                 self._apply_touches(change)
                 change.finish(committed, active)
+                # What was noted of a block says more than that its older value had to go.
+                txn.add_departures({**change.departures, **self._noted}.values())
                 self._save_counters(change)
         except BaseException:
             for tier in tiers:
@@ -108,6 +134,7 @@ class Ledger:
             raise
         for tier in tiers:
             tier.uncommitted.clear()
+        self._noted.clear()
         self._follow(change)
 
     def link(self, change: Change, tier: DiskTier, block_id: int, record: Written) -> bool:
@@ -130,9 +157,9 @@ class Ledger:
             self._signals.count("dedup_bytes", record.head.raw_len)
         return True
 
-    def unlink(self, change: Change, block_id: int) -> None:
-        """Let ``block_id`` mean nothing."""
-        change.unlink(block_id)
+    def unlink(self, change: Change, block_id: int, reason: Reason) -> None:
+        """Let ``block_id`` mean nothing, and remember why."""
+        change.depart(block_id, reason)
         self.forget(block_id)
 
     def forget(self, block_id: int) -> None:

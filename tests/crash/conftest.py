@@ -1,13 +1,17 @@
-"""A folder for tests that open thousands of stores: in memory, where the platform has such a place."""
+"""A folder for tests that open thousands of stores: in memory, where the platform has such a place; and the index as
+it was a commit ago."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from kvtier.index.lmdb_index import LmdbIndex, WriteTxn
 
 _MEMORY = Path("/dev/shm")
 
@@ -34,3 +38,19 @@ def fresh_folder(memory: Path) -> Callable[[], Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def index_before(monkeypatch: pytest.MonkeyPatch, memory: Path) -> Path:
+    """A file that always holds the index as it was before its latest commit."""
+    copy = memory / "index before"
+    write = LmdbIndex.write
+
+    @contextmanager
+    def copied_first(index: LmdbIndex) -> Iterator[WriteTxn]:
+        shutil.copyfile(Path(index._env.path()) / "data.mdb", copy)
+        with write(index) as txn:
+            yield txn
+
+    monkeypatch.setattr(LmdbIndex, "write", copied_first)
+    return copy

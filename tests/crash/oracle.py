@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kvtier import Config, Hit, MissReason, Store
 from kvtier.fs import FileSystem, OsFileSystem
+from kvtier.index.schema import Reason
 from kvtier.segment.writer import Draft
 from kvtier.testing import FaultyFileSystem
 from kvtier.tiers.catalog import Change
@@ -99,9 +100,9 @@ def tell_of_losses(store: Store, tell: Callable[[int], None]) -> None:
     ladder, ledger = store._back.ladder, store._back.ladder.ledger
     unlink, orphans = ledger.unlink, ladder._orphans
 
-    def watched_unlink(change: Change, block_id: int) -> None:
+    def watched_unlink(change: Change, block_id: int, reason: Reason) -> None:
         tell(block_id)
-        unlink(change, block_id)
+        unlink(change, block_id, reason)
 
     def watched_orphans(drafts: Sequence[tuple[int, Draft]]) -> set[int]:
         found = orphans(drafts)

@@ -41,11 +41,12 @@ def test_a_block_that_is_evicted_while_it_moves_up_stays_gone(tmp_path: Path) ->
     """Making room above takes room below, from the very block that was to move: whoever looked for it then was told
     that it is not there."""
     with Store.open(two_tiers(tmp_path, low_bytes=256 * KIB), background=False) as store:
-        fill(store, names(60), 20 * KIB)
+        for key in names(60):  # one by one, so that both tiers are full to the brim
+            fill(store, [key], 20 * KIB)
         assert store._back is not None
         ladder = store._back.ladder
-        oldest = next(key for key in names(60) if (info := store.info(key)) and info.tier == "low")
-        block = store._identity.block_id(b"", oldest)
+        oldest, *others = [key for key in names(60) if (info := store.info(key)) and info.tier == "low"]
+        some = [store._identity.block_id(b"", key) for key in (oldest, *others[:2])]
         was_there, evict = [], ladder._evict
 
         def watched(tier: DiskTier, victims: Sequence[int]) -> None:
@@ -53,6 +54,6 @@ def test_a_block_that_is_evicted_while_it_moves_up_stays_gone(tmp_path: Path) ->
             was_there.append(store.contains(oldest))
 
         setattr(ladder, "_evict", watched)  # noqa: B010
-        ladder.promote([block])
+        ladder.promote(some)  # more than there can be room for above
         assert was_there[0] is False
         assert not store.contains(oldest)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from kvtier.fs import OsFileSystem
-from kvtier.index.lmdb_index import LmdbIndex, WriteTxn
 from kvtier.testing import FaultyFileSystem, SimulatedCrash
 from tests.crash.oracle import check_usable, die, reopen, two_tiers
 from tests.crash.workload import Workload
@@ -23,22 +22,6 @@ from tests.stores import KIB
 
 FreshFolder = Callable[[], Path]
 SEEDS = 50
-
-
-@pytest.fixture
-def index_before(monkeypatch: pytest.MonkeyPatch, memory: Path) -> Path:
-    """A file that always holds the index as it was before its latest commit."""
-    copy = memory / "index before"
-    write = LmdbIndex.write
-
-    @contextmanager
-    def copied_first(index: LmdbIndex) -> Iterator[WriteTxn]:
-        shutil.copyfile(Path(index._env.path()) / "data.mdb", copy)
-        with write(index) as txn:
-            yield txn
-
-    monkeypatch.setattr(LmdbIndex, "write", copied_first)
-    return copy
 
 
 @pytest.mark.parametrize("low_bytes", [32 << 20, 256 * KIB], ids=["all of it fits", "blocks are evicted"])

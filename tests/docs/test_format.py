@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import struct
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import zstandard
 
 from kvtier import Config, Store, codec
 from kvtier.index import lmdb_index, schema
-from kvtier.index.schema import BlockEntry, ContentEntry, SegmentEntry
+from kvtier.index.schema import BlockEntry, ContentEntry, Departure, Reason, SegmentEntry
 from kvtier.segment import format as fmt
 from tests.stores import KIB, MIB, config, names, noise, settle, tier
 
@@ -74,6 +75,7 @@ def byte_table(title: str) -> Layout:
         ("blocks", schema._BLOCK),
         ("contents", schema._CONTENT),
         ("segments", schema._SEGMENT),
+        ("departures", schema._DEPARTURE),
     ],
 )
 def test_a_byte_table_is_the_struct(title: str, layout: struct.Struct) -> None:
@@ -89,6 +91,7 @@ def test_a_byte_table_is_the_struct(title: str, layout: struct.Struct) -> None:
         ("blocks", (*BlockEntry._fields[:9], "ns_len", "key_len", "meta_len", "buffers")),
         ("contents", ContentEntry._fields),
         ("segments", SegmentEntry._fields),
+        ("departures", Departure._fields),
     ],
 )
 def test_fields_have_the_names_of_the_code(title: str, fields: tuple[str, ...]) -> None:
@@ -100,6 +103,13 @@ def test_numbers_and_names_are_those_of_the_code() -> None:
     assert [(b.strip("`"), n) for b, n, _ in rows("States")] == [
         (chr(s), s.name.lower().replace("_", " ")) for s in fmt.RecordState
     ]
+    assert [(int(n), name) for n, name, _ in rows("Reasons")] == [(r, r.name.lower().replace("_", " ")) for r in Reason]
+    ring = section("departures")
+    assert tuple(int(n) for n in re.findall(r"`n % (\d+)`.*?`place // (\d+)`", ring)[0]) == (
+        schema.DEPARTURES_MAX,
+        schema.DEPARTURES_A_ROW,
+    )
+    assert f"; {schema.NO_TIER} for none" in ring
     meanings = {field.strip("`"): meaning for *_, field, meaning in rows("Record")}
     kinds = dict(re.findall(r"(\d): an? (\w+)", meanings["kind"]))
     assert {int(n): name.upper() for n, name in kinds.items()} == {k.value: k.name for k in fmt.RecordKind}
@@ -192,14 +202,23 @@ def block_id(secret: bytes, namespace: bytes, key: bytes) -> int:
     return int.from_bytes(h, "big") or 1
 
 
-def opened(key: bytes, value: bytes, title: str) -> tuple[dict[str, Any], bytes]:
+def checked(key: bytes, value: bytes) -> bytes:
     body, found = value[:-4], value[-4:]
     assert int.from_bytes(found, "little") == xxhash.xxh32(key + body).intdigest()
+    return body
+
+
+def opened(key: bytes, value: bytes, title: str) -> tuple[dict[str, Any], bytes]:
+    body = checked(key, value)
     return byte_table(title).read(body), body
 
 
+DELETED = {(b"tenant", b"old-a"), (b"tenant", b"new-a")}
+
+
 def make(folder: Path) -> tuple[Config, dict[tuple[bytes, bytes], tuple[list[bytes], bytes]]]:
-    """A store with two tiers, all codecs, references, dead records and a chain; and what is in it."""
+    """A store with two tiers, all codecs, references, dead records and a chain; and what is in it (and is not any
+    more: ``DELETED``)."""
     c = config(folder, tier("top", bytes_max=MIB + 512 * KIB), tier("low", codec="zstd-planes"))
     soft = bytes(i % 256 if i % 2 else i % 3 for i in range(30_001))
     blocks: dict[tuple[bytes, bytes], tuple[list[bytes], bytes]] = {}
@@ -274,10 +293,10 @@ def check_index(
     payloads: dict[tuple[int, bytes], Record],
 ) -> None:
     """Every entry of the index, byte by byte, against the records."""
-    with lmdb.open(str(folder), max_dbs=4, readonly=True) as env, env.begin() as txn:
+    with lmdb.open(str(folder), max_dbs=5, readonly=True) as env, env.begin() as txn:
         tables = {
             n: dict(txn.cursor(db=env.open_db(n.encode(), txn=txn, create=False)))
-            for n in ("blocks", "contents", "segments", "meta")
+            for n in ("blocks", "contents", "segments", "departures", "meta")
         }
     assert set(tables["blocks"]) == {block_id(secret, *name).to_bytes(8, "big") for name in live}
     refs: dict[tuple[int, bytes], int] = {}
@@ -304,7 +323,20 @@ def check_index(
     pages = {n.strip("`").replace(":N", f":{i}") for n, _ in rows("meta") for i in range(len(store["tiers"]))}
     assert set(counters) == pages
     assert counters["complete"] == 1
+    gone = departures(tables["departures"], counters["departures"])
+    assert {d["block_id"] for d in gone} == {block_id(secret, *name) for name in DELETED}
+    assert {(d["reason"], store["tiers"][d["tier_no"]]) for d in gone} == {(2, "top")}
+    assert all(abs(d["when"] - time.time()) < 3600 for d in gone)
     assert counters["seq"] >= max(r.head["seq"] for r in live.values())
+
+
+def departures(table: dict[bytes, bytes], count: int) -> list[dict[str, Any]]:
+    """Those that are remembered, oldest first."""
+    layout, found = byte_table("departures"), []
+    for n in range(max(0, count - 65536), count):
+        key = (n % 65536 // 64).to_bytes(2, "big")
+        found.append(layout.read(checked(key, table[key]), n % 64 * layout.layout.size))
+    return found
 
 
 def check_segments(

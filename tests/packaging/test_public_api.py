@@ -13,10 +13,12 @@ from kvtier import Store
 
 NAMES = {
     "BlockInfo",
+    "BlockState",
     "Config",
     "ConfigError",
     "ConfigProblem",
     "CorruptStore",
+    "Explanation",
     "FlushError",
     "ForkedStore",
     "Hit",
@@ -55,6 +57,7 @@ METHODS = {
     "match": "(self, keys, *, namespace)",
     "contains": "(self, key, *, namespace)",
     "info": "(self, key, *, namespace)",
+    "explain": "(self, key, *, namespace)",
     "prefetch": "(self, keys, *, namespace)",
     "pin": "(self, keys, *, namespace)",
     "unpin": "(self, keys, *, namespace)",

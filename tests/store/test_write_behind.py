@@ -29,6 +29,9 @@ class HandClock:
     def monotonic(self) -> float:
         return self.now
 
+    def time(self) -> float:
+        return self.now
+
 
 @pytest.fixture
 def fs() -> FaultyFileSystem:

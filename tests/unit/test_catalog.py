@@ -42,7 +42,7 @@ class Bench:
     @contextmanager
     def change(self) -> Iterator[Change]:
         with self.index.write() as txn:
-            change = Change(txn)
+            change = Change(txn, when=0)
             yield change
             change.finish({}, set())
         for f in change.freed:
