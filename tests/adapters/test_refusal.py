@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 pytest.importorskip("llama_cpp")
 
-from kvtier_adapters.llama_cpp import Options, Session
+from kvtier_adapters.llama_cpp import LlamaSession, Options
 from kvtier_adapters.llama_cpp.binding import Binding
-from kvtier_adapters.llama_cpp.native import SequenceState
+from kvtier_adapters.llama_cpp.memory import Memory
+from kvtier_adapters.llama_cpp.state import Layout
 
 pytestmark = pytest.mark.model
 
@@ -33,7 +34,7 @@ def test_another_fingerprint_is_a_miss_that_says_what_differs(model: Models, sto
     prompt = engine.prompt(llm, 300)
     engine.stored(llm, store, prompt)
     with engine.loaded(SMOL, type_k=GGML_TYPE_Q8_0) as other:
-        session = Session(other, store)
+        session = LlamaSession(other, store)
         assert session.position(prompt) == 0
         assert session.stats.misses == {"fingerprint differs: type_k 1 -> 8": 1}
         assert session.position(engine.prompt(other, 300, skip=999)) == 0
@@ -44,8 +45,8 @@ def test_another_namespace_finds_nothing(model: Models, store: Store) -> None:
     llm = model(SMOL)
     prompt = engine.prompt(llm, 300)
     engine.stored(llm, store, prompt, namespace=b"tenant-a")
-    assert Session(llm, store, Options(namespace=b"tenant-b")).position(prompt) == 0
-    assert Session(llm, store, Options(namespace=b"tenant-a")).position(prompt) == 299
+    assert LlamaSession(llm, store, Options(namespace=b"tenant-b")).position(prompt) == 0
+    assert LlamaSession(llm, store, Options(namespace=b"tenant-a")).position(prompt) == 299
 
 
 class Meddling:
@@ -89,11 +90,11 @@ def test_garbage_never_reaches_the_model(
     prompt = engine.prompt(llm, 600)
     engine.stored(llm, store, prompt)
     bad = Meddling(store, lambda number, data: change(data) if number == 0 else data)
-    session = Session(llm, cast(Store, bad))
+    session = LlamaSession(llm, cast(Store, bad))
     assert session.position(prompt) == 0
     assert session.stats.misses["block malformed"] == 1
-    assert (llm.n_tokens, SequenceState(llm).pos_max) == (0, -1)
-    good = Session(llm, store)
+    assert (llm.n_tokens, engine.pos_max(llm)) == (0, -1)
+    good = LlamaSession(llm, store)
     engine.evaluate(llm, prompt)
     good.capture(checkpoint=True)
     engine.fresh(llm)
@@ -107,7 +108,7 @@ def test_what_was_read_before_the_garbage_is_kept(model: Models, store: Store) -
     expected = engine.next_token(llm, prompt[256:])
     engine.fresh(llm)
     engine.stored(llm, store, prompt)
-    session = Session(llm, cast(Store, Meddling(store, lambda number, data: data[number:])))
+    session = LlamaSession(llm, cast(Store, Meddling(store, lambda number, data: data[number:])))
     assert session.position(prompt) == 256
     assert (session.stats.restores, session.stats.tokens_restored) == (1, 256)
     assert engine.next_token(llm, prompt[256:]) == expected
@@ -119,11 +120,11 @@ def test_a_block_that_cannot_be_read_now_is_done_without(setup: Setup, held: int
     prompt = engine.prompt(llm, 600)
     engine.stored(llm, store, prompt)
     bad = Meddling(store, lambda number, data: data if number == 0 else None)
-    session = Session(llm, cast(Store, bad))
+    session = LlamaSession(llm, cast(Store, bad))
     assert session.position(prompt) == held
     assert session.stats.misses["block unavailable"] >= 1
     assert session.stats.errors == {}
-    assert (llm.n_tokens, SequenceState(llm).pos_max) == (held, held - 1)
+    assert (llm.n_tokens, engine.pos_max(llm)) == (held, held - 1)
 
 
 def test_a_block_that_llama_cpp_refuses_is_a_cold_start(model: Models, store: Store) -> None:
@@ -136,10 +137,10 @@ def test_a_block_that_llama_cpp_refuses_is_a_cold_start(model: Models, store: St
         at = 16 + 12 * 256 + 8  # the type of the first K tensor
         return data[:at] + b"\x07" + data[at + 1 :]
 
-    session = Session(llm, cast(Store, Meddling(store, other_type)))
+    session = LlamaSession(llm, cast(Store, Meddling(store, other_type)))
     assert session.position(prompt) == 0
     assert session.stats.errors == {"NativeError": 1}
-    assert (llm.n_tokens, SequenceState(llm).pos_max) == (0, -1)
+    assert (llm.n_tokens, engine.pos_max(llm)) == (0, -1)
 
 
 def test_flipped_bytes_on_disk_are_a_miss_and_are_written_anew(model: Models, tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_flipped_bytes_on_disk_are_a_miss_and_are_written_anew(model: Models, tm
             file.seek(size * number // 16)
             file.write(b"\xa5" * 64)
     with Store.open(config) as store:
-        session = Session(llm, store)
+        session = LlamaSession(llm, store)
         assert session.position(prompt) == 0
         assert sum(session.stats.misses.values()) >= 1
         assert session.stats.errors == {}
@@ -193,7 +194,7 @@ def test_a_read_only_store_is_restored_from(model: Models, tmp_path: Path) -> No
     with Store.open(tmp_path / "store") as store:
         engine.stored(llm, store, prompt)
     with Store.open(tmp_path / "store", read_only=True) as store:
-        session = Session(llm, store)
+        session = LlamaSession(llm, store)
         assert session.position(prompt) == 299
         llm.eval([*prompt[299:], 5, 6, 7])
         session.capture()
@@ -212,7 +213,7 @@ def test_blocks_too_big_for_the_store_become_smaller_pieces(model: Models, tmp_p
 
 def test_image_tokens_are_not_captured(model: Models, store: Store) -> None:
     llm = model(SMOL)
-    session = Session(llm, store)
+    session = LlamaSession(llm, store)
     llm.eval(engine.prompt(llm, 20))
     llm.input_ids[5] = -100
     session.capture()
@@ -230,7 +231,7 @@ def test_a_context_whose_state_cannot_be_restored_is_refused(
     changes: dict[str, Any], reason: str, store: Store
 ) -> None:
     with engine.loaded(SMOL, n_ctx=256, n_batch=64, **changes) as llm:
-        session = Session(llm, store)
+        session = LlamaSession(llm, store)
         assert session.stats.refused == reason
         llm.n_tokens = 0
         assert session.position([1, 2, 3]) == 0
@@ -239,14 +240,20 @@ def test_a_context_whose_state_cannot_be_restored_is_refused(
         assert store.stats().blocks == 0
 
 
-def test_a_layout_that_is_not_understood_ends_capturing(
+def test_a_layout_that_is_not_understood_is_stored_whole(
     model: Models, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = model(SMOL)
-    session = Session(llm, store)
+    session = LlamaSession(llm, store)
     assert isinstance(session._to, Binding)
-    monkeypatch.setattr(session._to.native, "sections", 2)
-    llm.eval(engine.prompt(llm, 20))
-    session.capture()
-    assert session.stats.refused.startswith("unknown state layout: ")
+    monkeypatch.setattr(session._to.native, "memory", Memory(Layout(2)))  # as if llama.cpp wrote something else
+    prompt = engine.prompt(llm, 60)
+    llm.eval(prompt[:40])
+    session.capture(checkpoint=True)
+    session.capture(checkpoint=True)
+    assert session.stats.memory.startswith("opaque: unknown layout: ")
     assert session.stats.errors == {}
+    expected = engine.next_token(llm, prompt[40:])
+    engine.fresh(llm)
+    assert session.position(prompt) == 40
+    assert engine.next_token(llm, prompt[40:]) == expected

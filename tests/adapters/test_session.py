@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("llama_cpp")
 
-from kvtier_adapters.llama_cpp import Options, Session
+from kvtier_adapters.llama_cpp import LlamaSession, Options
 
 pytestmark = pytest.mark.model
 
@@ -34,7 +34,7 @@ def test_a_prefix_of_any_length_is_restored_to_the_token(
     engine.evaluate(llm, prompt[:length])
     expected = engine.next_token(llm, prompt[length:])
     engine.fresh(llm)
-    session = Session(llm, store, Options(restore_min_tokens=1))
+    session = LlamaSession(llm, store, Options(restore_min_tokens=1))
     assert session.stored_tokens(prompt) == length
     assert session.position(prompt) == length == llm.n_tokens
     assert engine.next_token(llm, prompt[length:]) == expected
@@ -58,7 +58,7 @@ def test_a_prompt_that_is_stored_whole_leaves_one_token_to_evaluate(setup: Setup
 def test_capture_writes_each_row_once(setup: Setup, model: Models, store: Store) -> None:
     llm = model(setup)
     prompt = engine.prompt(llm, 400)
-    session = Session(llm, store)
+    session = LlamaSession(llm, store)
     sizes = []
     for start in range(0, 400, 100):
         llm.eval(prompt[start : start + 100])
@@ -69,7 +69,7 @@ def test_capture_writes_each_row_once(setup: Setup, model: Models, store: Store)
     assert max(turns) <= 1.02 * min(turns)
     engine.fresh(llm)
     engine.evaluate(llm, prompt)
-    again = Session(llm, store)
+    again = LlamaSession(llm, store)
     again.capture()
     assert again.stats.bytes_captured == 0
 
@@ -77,7 +77,7 @@ def test_capture_writes_each_row_once(setup: Setup, model: Models, store: Store)
 def test_window_rows_are_written_once_too(model: Models, store: Store) -> None:
     llm = model(GEMMA)
     prompt = engine.prompt(llm, 700)
-    session = Session(llm, store)
+    session = LlamaSession(llm, store)
     engine.evaluate(llm, prompt[:600])
     session.capture(checkpoint=True)
     row = engine.WINDOW_ROW_BYTES["gemma3"]
@@ -87,7 +87,7 @@ def test_window_rows_are_written_once_too(model: Models, store: Store) -> None:
     session.capture(checkpoint=True)
     assert session.stats.checkpoint_bytes - first <= 1.01 * 100 * row
     engine.fresh(llm)
-    again = Session(llm, store)
+    again = LlamaSession(llm, store)
     assert again.stored_tokens(prompt) == 700
     assert again.stored_tokens(prompt[:650]) == 600
 
@@ -124,7 +124,7 @@ def test_a_live_context_that_covers_the_prompt_is_never_restored(model: Models, 
 def test_two_conversations_take_turns(model: Models, store: Store) -> None:
     llm = model(GEMMA)
     a, b = engine.prompt(llm, 600), engine.prompt(llm, 580, skip=2000)
-    session = Session(llm, store)
+    session = LlamaSession(llm, store)
     for turn in range(3):
         for tokens in (a, b):
             held = session.position(tokens)
@@ -146,7 +146,7 @@ def test_an_old_turn_of_a_sliding_window_is_not_truncated_to(model: Models, stor
     expected = engine.next_token(llm, other[200:])
     engine.fresh(llm)
 
-    session = Session(llm, store)
+    session = LlamaSession(llm, store)
     engine.evaluate(llm, longer)
     assert session._to is not None
     assert session._to.native.pos_min > 0, "the test needs a window that has moved on"
@@ -170,7 +170,7 @@ def test_state_of_one_window_size_in_memory_serves_the_other(model: Models, stor
     engine.fresh(full)
     engine.stored(full, store, prompt)
     llm = model(GEMMA)
-    session = Session(llm, store)
+    session = LlamaSession(llm, store)
     assert session.position(prompt) == 699
     assert engine.next_token(llm, prompt[-1:]) == expected
 
@@ -178,7 +178,7 @@ def test_state_of_one_window_size_in_memory_serves_the_other(model: Models, stor
 def test_a_long_prompt_beyond_the_window_needs_its_checkpoint(model: Models, store: Store) -> None:
     llm = model(GEMMA)
     prompt = engine.prompt(llm, 700)
-    session = Session(llm, store)
+    session = LlamaSession(llm, store)
     engine.evaluate(llm, prompt)
     session.capture(checkpoint=False)
     engine.fresh(llm)

@@ -17,7 +17,8 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,16 +26,19 @@ import numpy as np
 from llama_cpp.llama import LlamaState
 from llama_cpp.llama_cache import BaseLlamaCache
 
+from kvtier_adapters.llama_cpp.explain import PromptExplanation
 from kvtier_adapters.llama_cpp.options import Options
-from kvtier_adapters.llama_cpp.session import Session
+from kvtier_adapters.llama_cpp.placement import checkpoints_of
+from kvtier_adapters.llama_cpp.sessions import LlamaSession
 from kvtier_adapters.llama_cpp.stats import SessionStats
+from kvtier_adapters.llama_cpp.turns import Turns
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
     from kvtier import Store
 
-_PATCHED = ("generate", "eval", "save_state", "load_state")
+_PATCHED = ("generate", "eval", "reset", "save_state", "load_state")
 _ATTACHED = "_kvtier_attachment"
 
 
@@ -49,7 +53,17 @@ def attach(llm: Llama, store: Store, **options: Any) -> Attachment:
     if _ATTACHED in vars(llm):
         raise ValueError("this model is attached already; detach it first")
     proxy = cast("Llama", weakref.proxy(llm))
-    return Attachment(llm, Session(proxy, store, Options(**options)))
+    return Attachment(llm, LlamaSession(proxy, store, Options(**options)))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far :meth:`Attachment.read` is, in tokens."""
+
+    tokens: int
+    done: int
+    restored: int
+    """Of those done, how many were in the store (or the context) already."""
 
 
 class StoredState(LlamaState):
@@ -69,7 +83,7 @@ class StoredState(LlamaState):
 class StoreCache(BaseLlamaCache):
     """The face that ``Llama.set_cache`` asks for. Prompts are looked up in ``generate``, so it never finds one."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: LlamaSession) -> None:
         super().__init__(capacity_bytes=0)
         self._session = session
 
@@ -95,10 +109,11 @@ class Attachment:
     It holds the model weakly, so that ``del llm`` frees it at once, attached or not.
     """
 
-    def __init__(self, llm: Llama, session: Session) -> None:
+    def __init__(self, llm: Llama, session: LlamaSession) -> None:
         self.session = session
         self._ref = weakref.ref(llm)
         self._turn = object()
+        self._turns = Turns(llm)
         self._cache = llm.cache
         self._before = {name: vars(llm)[name] for name in _PATCHED if name in vars(llm)}
         self._signature = inspect.signature(llm.generate)
@@ -108,6 +123,7 @@ class Attachment:
         for name in _PATCHED:
             setattr(llm, name, getattr(self, "_" + name))
         setattr(llm, _ATTACHED, self)
+        session.watch()
         llm.set_cache(StoreCache(session))
 
     @property
@@ -153,14 +169,25 @@ class Attachment:
     # -- what takes the place of the model's methods -----------------------------------------------------
 
     def _eval(self, tokens: Sequence[int]) -> None:
-        self._original("eval")(tokens)
-        self.stats.tokens_evaluated += len(tokens)
+        again = self.session.mend()
+        if again:
+            self._evaluate(again)
+        if self._llm.draft_model is not None and len(tokens) > 1:
+            self.session.before_drafts()
+        self._evaluate(tokens)
+
+    def _evaluate(self, tokens: Sequence[int]) -> None:
+        self.session.evaluate(tokens, self._original("eval"))
+
+    def _reset(self) -> None:
+        self._original("reset")()
+        self.session.reset()
 
     def _generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Any, None]:
         bound = self._signature.bind(tokens, *args, **kwargs)
         prompt = list(tokens)
         self._turn = turn = object()
-        if not self._attached or self.stats.refused or not prompt:
+        if not self._attached or self.stats.refused or self.session.foreign or not prompt:
             yield from self._original("generate")(*bound.args, **bound.kwargs)
             return
         if bound.arguments.get("reset", True):
@@ -174,20 +201,76 @@ class Attachment:
     def _enter(self, prompt: list[int]) -> list[int]:
         """Position the context for ``prompt``; the tokens that remain for ``generate`` to evaluate.
 
-        A long remainder is evaluated here but for its end, in the batches that ``eval`` would have made of
-        the whole, and captured in between: an interrupted long document goes on at the last capture.
+        What is before the last checkpoint inside the prompt is evaluated here: an interrupted long document goes
+        on at the last capture.
         """
-        options, llm = self.session.options, self._llm
-        rest = prompt[self.session.position(prompt) :]
-        step = max(1, options.checkpoint_tokens // llm.n_batch) * llm.n_batch
-        while len(rest) > step + step // 2:
-            llm.eval(rest[:step])
-            rest = rest[step:]
-            self.session.capture(tail=self.session.windowed, checkpoint=True)
-        if options.reproducible and len(rest) > 1:
-            llm.eval(rest[:-1])
-            rest = rest[-1:]
-        return rest
+        *_, done = self._segments(prompt)
+        if self.session.options.reproducible and len(prompt) - done > 1:
+            self._llm.eval(prompt[done:-1])
+            done = len(prompt) - 1
+        return prompt[done:]
+
+    def _segments(self, prompt: list[int]) -> Iterator[int]:
+        """Bring ``prompt`` into the context up to its last checkpoint but the end: how far it is, each time.
+
+        The segments are whole batches where nothing else decides, so that they are those that ``eval`` would
+        have made of the whole.
+        """
+        llm, session = self._llm, self.session
+        done = session.position(prompt)
+        yield done
+        for position in self._checkpoints(prompt, done):
+            llm.eval(prompt[done:position])
+            done = position
+            session.capture(tail=session.checkpoints, checkpoint=True)
+            yield done
+
+    def _checkpoints(self, prompt: list[int], start: int) -> list[int]:
+        """Where checkpoints are taken inside ``prompt``. Plain attention is only captured every so often."""
+        options, n_batch = self.session.options, self._llm.n_batch
+        memory = self.session.memory
+        needed = memory is not None and memory.checkpoints
+        return checkpoints_of(
+            start,
+            len(prompt),
+            self._turns.starts(prompt) if needed and options.checkpoint_user_messages else [],
+            options,
+            n_ubatch=int(self._llm.context_params.n_ubatch),
+            step=max(1, options.checkpoint_tokens // n_batch) * n_batch,
+            steps_back=memory is None or not memory.snapshots,
+        )
+
+    def explain(self, tokens: Sequence[int]) -> PromptExplanation:
+        """How much of a prompt would be restored, from which tier, and why not the rest. Reads no payload.
+
+        Raises what the store raises when it cannot be used.
+        """
+        return self.session.explain(tokens)
+
+    def read(self, tokens: Sequence[int], progress: Callable[[Progress], None] | None = None) -> Progress:
+        """Evaluate a long document in segments, each stored before the next one: to be gone on from after a kill.
+
+        ``progress`` is called before the first segment and after each. What it reports as done is durable: the
+        same call in a new process evaluates the rest only. A prompt that begins with ``tokens`` then goes on
+        behind them. Raises ``ValueError`` if the context cannot hold ``tokens``, and what ``Llama.eval`` raises.
+        """
+        prompt, session = list(tokens), self.session
+        if len(prompt) > self._llm.n_ctx():
+            raise ValueError(f"{len(prompt)} tokens in a context of {self._llm.n_ctx()}")
+        restored = -1
+        for done in self._segments(prompt):
+            restored = done if restored < 0 else restored
+            session.flush()
+            if progress:
+                progress(Progress(len(prompt), done, restored))
+        if session.held < len(prompt):
+            self._llm.eval(prompt[session.held :])
+        session.capture(checkpoint=True)
+        session.flush()
+        last = Progress(len(prompt), len(prompt), restored)
+        if progress:
+            progress(last)
+        return last
 
     def _save_state(self) -> LlamaState:
         self.session.capture(checkpoint=True)

@@ -1,10 +1,13 @@
-"""From the context to the store: rows as pieces, and the sliding window's rows behind them."""
+"""From the context to the store: rows as pieces, and behind them what a checkpoint needs besides."""
 
 from __future__ import annotations
 
 from kvtier import LimitError
-from kvtier_adapters.llama_cpp.binding import Binding, Tokens, common_prefix
+from kvtier_adapters.llama_cpp.binding import Binding, common_prefix
+from kvtier_adapters.llama_cpp.held import Tokens
+from kvtier_adapters.llama_cpp.snapshots import Snapshot, chunk_key, cut, snapshot_key
 from kvtier_adapters.llama_cpp.state import check_rows, check_window
+from kvtier_adapters.llama_cpp.thinning import Thinner
 from kvtier_adapters.prefix import Piece, PrefixKeys, new_pieces
 
 
@@ -16,18 +19,28 @@ class Recorder:
 
     def __init__(self, binding: Binding) -> None:
         self._to = binding
+        self._thinner = Thinner(binding)
         self._piece_tokens_max = binding.options.block_tokens
 
     def record(self, tokens: Tokens, *, checkpoint: bool) -> None:
-        """Store the rows of ``tokens``, the first in the context, and with ``checkpoint`` the window after them.
+        """Store the rows of ``tokens``, the first in the context, and with ``checkpoint`` what going back to the
+        end of them needs besides: the window after them, a snapshot if the context is just there.
 
         Raises ``StateLayoutError``, ``NativeError`` and what the store raises.
         """
         if len(tokens) == 0 or bool((tokens < 0).any()):  # negative ids stand for something else: images
             return
-        keys = self._to.keys(tokens)
-        if self._record_rows(tokens, keys) and checkpoint and self._to.ring.n_swa:
-            self._record_window(len(tokens))
+        memory = self._to.memory
+        at_end = self._to.native.pos_max == len(tokens) - 1
+        if not memory.rows and not (checkpoint and at_end):
+            return  # pieces without rows are of use below a snapshot only
+        if not self._record_rows(tokens, self._to.keys(tokens)) or not checkpoint:
+            return
+        complete = not memory.n_swa or self._record_window(len(tokens), at_end)
+        if memory.snapshots and at_end and complete:
+            self._record_snapshot(self._to.pieces[-1])
+        if memory.checkpoints:
+            self._thinner.thin()
 
     def _record_rows(self, tokens: Tokens, keys: PrefixKeys) -> bool:
         """Whether all rows of ``tokens`` are stored now."""
@@ -56,39 +69,54 @@ class Recorder:
 
     def _record_piece(self, piece: Piece, parent: bytes | None) -> bool:
         to = self._to
-        blob = to.native.capture_rows(piece.start, piece.end)
-        check_rows(blob, to.native.sections, piece.start, piece.end)
-        if not self._put(piece, blob, parent):
+        blob: memoryview | bytes = b""
+        if to.memory.layout:
+            blob = to.native.capture_rows(piece.start, piece.end)
+            check_rows(blob, to.memory.layout, piece.start, piece.end)
+        if not to.put(piece.key, blob, piece.meta, parent):
             return False
         to.stats.pieces_captured += 1
-        to.stats.bytes_captured += blob.nbytes
+        to.stats.bytes_captured += len(blob)
         return True
 
-    def _record_window(self, end: int) -> None:
-        """Store the rows of the window as of ``end``, piece by piece; those that an earlier one left are reused."""
+    def _record_window(self, end: int, at_end: bool) -> bool:
+        """Store the rows of the window as of ``end``, piece by piece; those that an earlier one left are reused.
+
+        False if a part of it could not be stored.
+        """
         to = self._to
-        ring, oldest = to.ring, to.native.pos_min
-        if not 0 <= oldest <= ring.needed_from(end):
-            return  # a part of the window as of here is no longer in the context
-        wanted = max(oldest, ring.wanted_from(end))
+        assert to.memory.layout is not None
+        needed, oldest = to.ring.needed_from(end), to.native.pos_min
+        if to.memory.recurrent:  # its position is the last one: the window is there if the context is just here
+            oldest = needed if at_end else -1
+        if not 0 <= oldest <= needed:
+            return False  # a part of the window as of here is no longer in the context
         for piece in to.pieces:
-            if not wanted < piece.end <= end:
+            if not needed < piece.end <= end:
                 continue
-            first = max(piece.start, wanted, ring.needed_from(piece.end))
+            first = max(piece.start, needed)
             known = to.window_part(piece)
             if known is not None and known.start <= first:
                 continue
             part = Piece(first, piece.end, to.window_key(piece))
             blob = to.native.capture_window(part.start, part.end)
-            check_window(blob, part.start, part.end)
-            if not self._put(part, blob, piece.key):
-                return
+            check_window(blob, to.memory.layout.window, part.start, part.end)
+            if not to.put(part.key, blob, part.meta, piece.key):
+                return False
             to.stats.checkpoint_bytes += blob.nbytes
-
-    def _put(self, piece: Piece, blob: memoryview, parent: bytes | None) -> bool:
-        to = self._to
-        if not to.store.put(piece.key, blob, meta=piece.meta, parent=parent, namespace=to.options.namespace):
-            to.stats.captures_skipped += 1
-            return False
-        to.unusable.discard(piece.key)
         return True
+
+    def _record_snapshot(self, piece: Piece) -> None:
+        """Store what the context remembers as of the end of ``piece``, in chunks."""
+        to = self._to
+        if to.snapshot(piece) is not None:
+            return
+        blob = to.native.capture_snapshot()
+        chunks = cut(blob)
+        snapshot = Snapshot(snapshot_key(piece.key, to.secret), piece.end, len(chunks), blob.nbytes)
+        for number in reversed(range(len(chunks))):  # the first says that all are there
+            key = chunk_key(snapshot.key, number, to.secret)
+            if not to.put(key, chunks[number], snapshot.meta(number), piece.key):
+                return
+        to.unusable.discard(snapshot.key)
+        to.stats.checkpoint_bytes += blob.nbytes

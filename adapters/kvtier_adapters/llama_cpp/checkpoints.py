@@ -24,6 +24,8 @@ class Live:
     pos_max: int
     logits_ready: bool
     """The last decode was of these tokens, so that sampling can go on without evaluating any."""
+    truncatable: bool = True
+    """The last tokens can be dropped; not so where recurrent layers have taken them in."""
 
 
 class Action(Enum):
@@ -46,6 +48,8 @@ def live_resume(live: Live, n_prompt: int, n_swa: int) -> int:
     if live.logits_ready and live.n_tokens == live.common == n_prompt:
         return n_prompt
     resume = min(live.common, n_prompt - 1)
+    if not live.truncatable:
+        return resume if resume == live.n_tokens == live.pos_max + 1 else 0
     complete = 0 <= live.pos_min <= first_needed(resume, n_swa) and live.pos_max >= resume - 1
     return resume if complete else 0
 

@@ -26,14 +26,14 @@ import llama_cpp
 from blake3 import blake3
 
 from kvtier import Hit, ReadOnlyStore
+from kvtier_adapters.llama_cpp.context import Context
+from kvtier_adapters.llama_cpp.memory import Memory
 
 if TYPE_CHECKING:
-    from llama_cpp import Llama
-
     from kvtier import Store
 
 #: Of the stored form of a piece (:mod:`.state`) and of the keys (:mod:`kvtier_adapters.prefix`).
-LAYOUT = 1
+LAYOUT = 2
 NAMESPACE = b"kvtier.models"
 
 _CATALOGUE = b"catalogue"
@@ -69,7 +69,11 @@ class Fingerprint:
     """The context is longer than the model's original one: LongRoPE models then use other factors."""
     kv_overrides: str
     lora: str
-    """BLAKE3 of the LoRA file and its scale, or empty."""
+    """BLAKE3 of each LoRA file and its scale, or empty."""
+    memory: str
+    """How the state is taken apart: see :class:`.Memory`."""
+    identity: str
+    """What the user says that changes the state besides."""
     engine: str
     """llama-cpp-python's version: llama.cpp does not version its sequence state."""
     block_tokens: int
@@ -98,23 +102,20 @@ class Fingerprint:
         return ", ".join(changes)
 
 
-def fingerprint_of(llm: Llama, store: Store, *, block_tokens: int) -> Fingerprint:
+def fingerprint_of(context: Context, memory: Memory, store: Store, *, block_tokens: int) -> Fingerprint:
     """The fingerprint of a loaded model. Reads the model file once; later starts find its hash in the store.
 
-    Raises ``OSError`` if the model (or LoRA) file cannot be read. A LoRA or control vector that was set
-    through the C API, not through ``Llama(lora_path=...)``, is not seen.
+    Raises ``OSError`` if the model (or a LoRA) file cannot be read.
     """
-    params = llm.context_params
-    overrides = sorted((llm.kv_overrides or {}).items())
-    arch = str(llm.metadata.get("general.architecture", ""))
-    lora = f"{file_id(Path(llm.lora_path), store)} * {llm.lora_scale}" if llm.lora_path else ""
+    params, model = context.params, context.model
+    loras = sorted(f"{file_id(adapter.path, store)} * {adapter.scale}" for adapter in context.adapters)
     return Fingerprint(
-        model=model_id(Path(llm.model_path), store),
-        arch=arch,
-        n_layer=int(llama_cpp.llama_model_n_layer(llm.model)),
-        n_embd=int(llama_cpp.llama_model_n_embd(llm.model)),
-        n_head_kv=int(llama_cpp.llama_model_n_head_kv(llm.model)),
-        n_swa=int(llama_cpp.llama_model_n_swa(llm.model)),
+        model=model_id(context.model_path, store),
+        arch=context.metadata("general.architecture"),
+        n_layer=int(llama_cpp.llama_model_n_layer(model)),
+        n_embd=int(llama_cpp.llama_model_n_embd(model)),
+        n_head_kv=int(llama_cpp.llama_model_n_head_kv(model)),
+        n_swa=context.n_swa,
         type_k=int(params.type_k),
         type_v=int(params.type_v),
         flash_attn=int(params.flash_attn_type),
@@ -127,9 +128,11 @@ def fingerprint_of(llm: Llama, store: Store, *, block_tokens: int) -> Fingerprin
         yarn_beta_fast=float(params.yarn_beta_fast),
         yarn_beta_slow=float(params.yarn_beta_slow),
         yarn_orig_ctx=int(params.yarn_orig_ctx),
-        long_context=_long_context(llm, arch),
-        kv_overrides=repr(overrides) if overrides else "",
-        lora=lora,
+        long_context=_long_context(context),
+        kv_overrides=repr(list(context.overrides)) if context.overrides else "",
+        lora=", ".join(loras),
+        memory=str(memory),
+        identity=context.identity,
         engine=f"llama-cpp-python {llama_cpp.__version__}",
         block_tokens=block_tokens,
     )
@@ -161,13 +164,14 @@ def file_id(path: Path, store: Store) -> str:
 
 def remember(fingerprint: Fingerprint, store: Store) -> list[Fingerprint]:
     """Enter the fingerprint in the store's catalogue; the others there, the most recently added first."""
-    others = [known for known in _catalogue(store) if known != fingerprint][: _CATALOGUE_MAX - 1]
+    others = [known for known in catalogue(store) if known != fingerprint][: _CATALOGUE_MAX - 1]
     entries: list[Any] = [json.loads(known.to_json()) for known in (fingerprint, *others)]
     _write(store, _CATALOGUE, json.dumps(entries, sort_keys=True).encode())
     return others
 
 
-def _catalogue(store: Store) -> list[Fingerprint]:
+def catalogue(store: Store) -> list[Fingerprint]:
+    """The fingerprints that state was stored under, the most recently used first. They explain misses, no more."""
     found = []
     try:
         for entry in json.loads(_read(store, _CATALOGUE) or b"[]"):
@@ -187,9 +191,9 @@ def _write(store: Store, key: bytes, value: bytes) -> None:
         store.put(key, value, namespace=NAMESPACE)
 
 
-def _long_context(llm: Llama, arch: str) -> bool:
-    original = llm.metadata.get(f"{arch}.rope.scaling.original_context_length", "")
-    return bool(original) and int(llama_cpp.llama_n_ctx_seq(llm.ctx)) > int(original)
+def _long_context(context: Context) -> bool:
+    original = context.metadata("{arch}.rope.scaling.original_context_length")
+    return bool(original) and context.n_ctx > int(original)
 
 
 def _short(name: str, value: object) -> str:

@@ -1,37 +1,40 @@
 """The few C calls of llama.cpp that capture and restore need, with the checks that keep the process alive.
 
-llama.cpp aborts the process (GGML_ASSERT) where a sequence id is out of range or a range is copied
-across KV streams; :func:`refusal` excludes both for a whole context, once. What a blob holds is checked in
+llama.cpp aborts the process (GGML_ASSERT) where a sequence id is out of range or a range is copied across
+KV streams: :mod:`.memory` excludes both for a whole context, once. What a blob holds is checked in
 :mod:`.state` before it comes here.
 
 A range is captured by tagging its cells with a second sequence id, *scratch* (no data moves), and reading
-that sequence; it is restored by loading into scratch and tagging the cells with sequence 0. Scratch, and the
-*holder* of cells that must stay free, are the highest ids that llama.cpp knows, which no context with fewer
-sequences hands out.
+that sequence; it is restored by loading into scratch and tagging the cells with the sequence. Scratch and
+the *holder* of cells that must stay free are used within one call each, never between two.
 
 Not thread-safe, like the context itself: one thread at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from kvtier_adapters.llama_cpp.state import HEADROOM_PER_CELL, canonical
-from kvtier_adapters.llama_cpp.window import Ring
+from kvtier_adapters.llama_cpp.context import Context
+from kvtier_adapters.llama_cpp.memory import FULL, PARTIAL, Memory, scratch_ids
+from kvtier_adapters.llama_cpp.state import (
+    HEADROOM_PER_CELL,
+    Layout,
+    canonical,
+    check_recurrent,
+    empty_bytes,
+    recurrent_only,
+    refused_blob,
+)
+from kvtier_adapters.llama_cpp.window import LANES, Ring
 
-if TYPE_CHECKING:
-    from llama_cpp import Llama
-
-_SEQUENCE = 0  # the one sequence that llama_cpp.Llama uses
-_EMPTY_SECTION = 8
-_ENVELOPE = 8
-_RING_PADDING = 256
-_ROPE_WITH_SECTIONS = {"M-RoPE": 8, "vision RoPE": 24, "interleaved M-RoPE": 40}
 _U8P = ctypes.POINTER(ctypes.c_uint8)
 
 
@@ -39,154 +42,174 @@ class NativeError(RuntimeError):
     """llama.cpp refused a capture or a restore."""
 
 
-def refusal(llm: Llama) -> str | None:
-    """Why the state of this context cannot be handled by ranges, or None if it can."""
-    model, context = llm.model, llm.ctx
-    if llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model):
-        return "recurrent or hybrid memory"
-    if llama_cpp.llama_model_has_encoder(model) or llama_cpp.llama_model_is_diffusion(model):
-        return "not a decoder-only model"
-    rope = llama_cpp.llama_model_rope_type(model)
-    for name, number in _ROPE_WITH_SECTIONS.items():
-        if rope == number:
-            return name
-    if hasattr(llm.chat_handler, "clip_model_path"):
-        return "multimodal chat handler"
-    if llm.context_params.embeddings or llama_cpp.llama_get_memory(context) is None:
-        return "embedding context"
-    if llm._logits_all and llm.draft_model is None:
-        return "logits_all: a restored prefix has no logits"
-    n_seq_max = llama_cpp.llama_n_seq_max(context)
-    if n_seq_max > 1 and not llm.context_params.kv_unified:
-        return "several KV streams (kv_unified is off)"
-    if n_seq_max > llama_cpp.llama_max_parallel_sequences() - 2:
-        return "no sequence ids left for captures and restores"
-    if _sections(llm) is None:
-        return "unknown memory layout"
-    return None
-
-
-def _sections(llm: Llama) -> int | None:
-    """1 for a plain KV cache, 2 for one with a sliding window, from the size of an empty sequence's state."""
-    scratch = llama_cpp.llama_max_parallel_sequences() - 1
-    full, partial = (
-        llama_cpp.llama_state_seq_get_size_ext(llm.ctx, scratch, flags)
-        for flags in (llama_cpp.LLAMA_STATE_SEQ_FLAGS_NONE, llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
-    )
-    windowed = llama_cpp.llama_model_n_swa(llm.model) > 0
-    if partial == _ENVELOPE + _EMPTY_SECTION and full == partial + windowed * _EMPTY_SECTION:
-        return 2 if windowed else 1
-    return None
-
-
-def _ring(llm: Llama) -> Ring:
+def ring_of(context: Context, memory: Memory) -> Ring:
     """The window's cells, as llama_kv_cache_iswa allots them. Were it otherwise, restores would still be right,
     but not to the bit."""
-    n_swa, n_ctx = int(llama_cpp.llama_model_n_swa(llm.model)), int(llama_cpp.llama_n_ctx(llm.ctx))
-    sequences = int(llama_cpp.llama_n_seq_max(llm.ctx)) if llm.context_params.kv_unified else 1
-    cells = min(n_ctx, n_swa * sequences + int(llama_cpp.llama_n_ubatch(llm.ctx)))
-    cells += -cells % _RING_PADDING
-    return Ring(n_swa, 0 if llm.context_params.swa_full or cells >= n_ctx else cells)
+    if not memory.n_swa:
+        return Ring(0)
+    sequences = context.n_seq_max
+    cells = memory.n_swa * sequences + int(llama_cpp.llama_n_ubatch(context.handle))
+    cells += -cells % LANES
+    if context.params.swa_full or cells >= context.n_ctx:
+        return Ring(memory.n_swa, context.n_ctx + LANES, wraps=False)
+    return Ring(memory.n_swa, cells if sequences == 1 else 0)  # sequences that share a ring lie anywhere
 
 
 class SequenceState:
-    """Sequence 0 of a context that :func:`refusal` has nothing against."""
+    """One sequence of a context, whose memory is ``memory``."""
 
-    def __init__(self, llm: Llama) -> None:
-        self._llm = llm
-        self._scratch = int(llama_cpp.llama_max_parallel_sequences()) - 1
+    def __init__(self, context: Context, sequence: int, memory: Memory) -> None:
+        self.context = context
+        self.sequence = sequence
+        self.memory = memory
+        self.valid_from = 0
+        """Window rows before this position are blank: see :mod:`.window`."""
+        self._scratch, self._holder = scratch_ids()
         self._buffer: npt.NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
-        self._holder = self._scratch - 1
-        self.sections = _sections(llm) or 1
-        self.ring = _ring(llm) if self.sections == 2 else Ring(0)
 
     @property
     def pos_min(self) -> int:
         """The first position from which on everything is there (on a window: of the window); -1 if empty."""
-        return int(llama_cpp.llama_memory_seq_pos_min(self._memory, _SEQUENCE))
+        first = int(llama_cpp.llama_memory_seq_pos_min(self.context.memory, self.sequence))
+        return first if first < 0 else max(first, self.valid_from)
 
     @property
     def pos_max(self) -> int:
         """The last position; -1 if empty."""
-        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, _SEQUENCE))
+        return int(llama_cpp.llama_memory_seq_pos_max(self.context.memory, self.sequence))
 
     def truncate(self, length: int) -> None:
         """Drop the rows from ``length`` on. On a window, what it had already dropped does not come back."""
-        if not llama_cpp.llama_memory_seq_rm(self._memory, _SEQUENCE, length, -1):
+        if not llama_cpp.llama_memory_seq_rm(self.context.memory, self.sequence, length, -1):
             raise NativeError(f"rows from {length} on cannot be removed")
 
     def clear(self) -> None:
-        """Drop all rows, and whatever an interrupted call left behind; evaluation begins in the first cell."""
-        if llama_cpp.llama_n_seq_max(self._context) == 1:
-            llama_cpp.llama_memory_clear(self._memory, False)
+        """Drop the whole sequence, and whatever an interrupted call left behind."""
+        self.valid_from = 0
+        if self.context.n_seq_max == 1:
+            llama_cpp.llama_memory_clear(self.context.memory, False)  # evaluation begins in the first cell
             return
-        for sequence in (self._holder, self._scratch, _SEQUENCE):  # others belong to the context's owner
-            llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        llama_cpp.llama_memory_seq_rm(self.context.memory, self.sequence, -1, -1)
+        if self.memory.rows:
+            self._release(self._scratch)
+            self._release(self._holder)
 
     def capture_rows(self, start: int, end: int) -> memoryview:
         """The rows ``[start, end)`` as a canonical blob, without window rows.
 
         The view is of a buffer that the next capture overwrites.
         """
-        return self._capture(start, end, llama_cpp.LLAMA_STATE_SEQ_FLAGS_NONE, self.sections)
+        return self._capture_range(start, end, FULL, self._layout)
 
     def capture_window(self, start: int, end: int) -> memoryview:
         """The rows ``[start, end)`` of the sliding window's layers as a canonical partial blob; buffer as above.
 
         ``start`` is at least ``end - n_swa``: older rows are no part of a window that reaches ``end``.
         """
-        return self._capture(start, end, llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY, 1)
+        return self._capture_range(start, end, PARTIAL, self._layout.window)
+
+    def capture_snapshot(self) -> memoryview:
+        """What the rows do not tell of the sequence as it is now: see :class:`.Memory`; buffer as above."""
+        flags = self.memory.snapshot_flags
+        size = self._size(self.sequence, flags)
+        blob = self._read(self.sequence, flags, size, headroom=0)
+        if self.memory.rows and self.memory.recurrent:
+            return memoryview(recurrent_only(blob, self.memory.recurrent))
+        return blob
 
     def append_rows(self, blob: memoryview) -> None:
         """Add the rows of a checked blob to the sequence."""
-        self._append(blob, llama_cpp.LLAMA_STATE_SEQ_FLAGS_NONE)
+        self._append(blob, FULL, self.sequence)
 
     def append_window(self, blob: memoryview) -> None:
         """Add the rows of a checked partial blob to the window."""
-        self._append(blob, llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+        self._append(blob, PARTIAL, self.sequence)
 
     def hold_cells(self, blob: memoryview) -> None:
         """Take the window's next cells for rows that belong to nobody, until :meth:`release_cells`."""
-        self._set(blob, self._holder, llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+        self._append(blob, PARTIAL, self._holder)
 
     def release_cells(self) -> None:
-        llama_cpp.llama_memory_seq_rm(self._memory, self._holder, -1, -1)
+        self._release(self._holder)
+
+    def restore_snapshot(self, blob: memoryview, end: int) -> None:
+        """Load a snapshot as of ``end``; rows of it are in the context already. Raises ``StateLayoutError``."""
+        if self.memory.recurrent:
+            check_recurrent(blob, self.memory.recurrent, end)
+        self._set(blob, self.sequence, self.memory.snapshot_flags)
 
     @property
-    def _context(self) -> Any:
-        context = self._llm.ctx
-        if context is None:
-            raise NativeError("the model was closed")
-        return context
+    def _layout(self) -> Layout:
+        assert self.memory.layout is not None, "rows of a memory without rows"
+        return self.memory.layout
 
-    @property
-    def _memory(self) -> Any:
-        return llama_cpp.llama_get_memory(self._context)
-
-    def _capture(self, start: int, end: int, flags: int, sections: int) -> memoryview:
-        memory, context = self._memory, self._context
-        llama_cpp.llama_memory_seq_rm(memory, self._scratch, -1, -1)
-        llama_cpp.llama_memory_seq_cp(memory, _SEQUENCE, self._scratch, start, end)
+    def _capture_range(self, start: int, end: int, flags: int, layout: Layout) -> memoryview:
+        self._release(self._scratch)
+        llama_cpp.llama_memory_seq_cp(self.context.memory, self.sequence, self._scratch, start, end)
+        headroom = HEADROOM_PER_CELL * (end - start)
         try:
-            size = int(llama_cpp.llama_state_seq_get_size_ext(context, self._scratch, flags))
-            headroom = HEADROOM_PER_CELL * (end - start)
-            if len(self._buffer) < headroom + size:
-                self._buffer = np.empty(headroom + size, dtype=np.uint8)
-            target = ctypes.cast(self._buffer.ctypes.data + headroom, _U8P)
-            wrote = int(llama_cpp.llama_state_seq_get_data_ext(context, target, size, self._scratch, flags))
+            size = self._size(self._scratch, flags)
+            self._read(self._scratch, flags, size, headroom)
         finally:
-            llama_cpp.llama_memory_seq_rm(memory, self._scratch, -1, -1)
-        if wrote != size or size == 0:
-            raise NativeError(f"rows {start} to {end}: {wrote} of {size} bytes captured")
-        return canonical(self._buffer.data[: headroom + size], headroom, sections)
+            self._release(self._scratch)
+        return canonical(self._buffer.data[: headroom + size], headroom, layout)
 
-    def _append(self, blob: memoryview, flags: int) -> None:
+    def _size(self, sequence: int, flags: int) -> int:
+        return int(llama_cpp.llama_state_seq_get_size_ext(self.context.handle, sequence, flags))
+
+    def _read(self, sequence: int, flags: int, size: int, headroom: int) -> memoryview:
+        if len(self._buffer) < headroom + size:
+            self._buffer = np.empty(headroom + size, dtype=np.uint8)
+        target = ctypes.cast(self._buffer.ctypes.data + headroom, _U8P)
+        wrote = int(llama_cpp.llama_state_seq_get_data_ext(self.context.handle, target, size, sequence, flags))
+        if wrote != size or size == 0:
+            raise NativeError(f"{wrote} of {size} bytes captured")
+        return self._buffer.data[headroom : headroom + size]
+
+    def _append(self, blob: memoryview, flags: int, sequence: int) -> None:
         self._set(blob, self._scratch, flags)
-        llama_cpp.llama_memory_seq_cp(self._memory, self._scratch, _SEQUENCE, -1, -1)
-        llama_cpp.llama_memory_seq_rm(self._memory, self._scratch, -1, -1)
+        llama_cpp.llama_memory_seq_cp(self.context.memory, self._scratch, sequence, -1, -1)
+        self._release(self._scratch)
 
     def _set(self, blob: memoryview, sequence: int, flags: int) -> None:
-        source = ctypes.cast(np.frombuffer(blob, dtype=np.uint8).ctypes.data, _U8P)
-        read = int(llama_cpp.llama_state_seq_set_data_ext(self._context, source, blob.nbytes, sequence, flags))
+        read = self._try_set(blob, sequence, flags)
         if read != blob.nbytes:
             raise NativeError(f"{read} of {blob.nbytes} bytes restored")
+
+    def _try_set(self, blob: memoryview, sequence: int, flags: int) -> int:
+        source = ctypes.cast(np.frombuffer(blob, dtype=np.uint8).ctypes.data, _U8P)
+        return int(llama_cpp.llama_state_seq_set_data_ext(self.context.handle, source, blob.nbytes, sequence, flags))
+
+    def _release(self, sequence: int) -> None:
+        """Take the tag of scratch or holder from all cells.
+
+        A hybrid memory does not remove sequences that its recurrent half has no cell for. A load does first
+        remove what the sequence holds, and a blob that is then refused leaves it empty.
+        """
+        if not self.memory.recurrent:
+            llama_cpp.llama_memory_seq_rm(self.context.memory, sequence, -1, -1)
+            return
+        with _muted():
+            for flags in (FULL, PARTIAL) if self.memory.n_swa else (FULL,):
+                self._try_set(memoryview(refused_blob()), sequence, flags)
+        if self._size(sequence, FULL) != empty_bytes(self._layout):
+            raise NativeError("cells of a scratch sequence are left")
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Without llama.cpp's log: what is refused here is meant to be."""
+    callback, user_data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(user_data))
+    llama_cpp.llama_log_set(_SILENCE, ctypes.c_void_p())
+    try:
+        yield
+    finally:
+        llama_cpp.llama_log_set(callback, user_data)
+
+
+def _say_nothing(_level: int, _text: bytes, _user_data: Any) -> None:
+    return None
+
+
+_SILENCE = llama_cpp.llama_log_callback(_say_nothing)

@@ -2,51 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kvtier import Hit
 from kvtier_adapters.llama_cpp import checkpoints
-from kvtier_adapters.llama_cpp.binding import Binding, Tokens, common_prefix
+from kvtier_adapters.llama_cpp.binding import Binding, common_prefix
 from kvtier_adapters.llama_cpp.checkpoints import Action, Live
+from kvtier_adapters.llama_cpp.held import Tokens
+from kvtier_adapters.llama_cpp.lookup import Plan
 from kvtier_adapters.llama_cpp.native import NativeError
+from kvtier_adapters.llama_cpp.snapshots import Snapshot
 from kvtier_adapters.llama_cpp.state import (
+    Layout,
     StateLayoutError,
     blank_rows,
     check_rows,
     check_window,
     select_rows,
 )
-from kvtier_adapters.llama_cpp.window import Gap
-from kvtier_adapters.prefix import Piece, PrefixKeys, stored_prefixes
+from kvtier_adapters.llama_cpp.window import LANES, Blank, Gap
+from kvtier_adapters.prefix import Piece
 
 if TYPE_CHECKING:
     from kvtier import Miss
 
 _ATTEMPTS = 4  # restores tried for one prompt when blocks turn out to be missing
-_GAP_BYTES_MAX = 64 << 20  # a bigger gap in a window's cells is not worth its copy: see Ring
-_OTHERS_MAX = 8  # other fingerprints asked to explain a miss
 
-
-@dataclass(frozen=True)
-class Plan:
-    """A stored prefix that can be restored: its pieces, and the rows of its sliding window where there is one."""
-
-    pieces: Sequence[Piece]
-    window: Sequence[Piece]
-
-    @property
-    def end(self) -> int:
-        return self.pieces[-1].end
+Check = Callable[[memoryview], None]
 
 
 class Restorer:
     """Brings the context of its binding to a prefix of a prompt.
 
     A block that is missing, damaged or malformed ends one attempt; the next one goes for what is left. What
-    was loaded before it stays: those rows were checked and complete.
+    was loaded before it stays where that is of use: those rows were checked and complete.
     """
 
     def __init__(self, binding: Binding) -> None:
@@ -54,13 +44,14 @@ class Restorer:
 
     def live(self, tokens: Tokens) -> Live:
         """What the context holds of ``tokens``."""
-        llm, native = self._to.llm, self._to.native
+        held, native = self._to.held, self._to.native
         return Live(
-            common=common_prefix(llm._input_ids, tokens),
-            n_tokens=int(llm.n_tokens),
+            common=common_prefix(held.tokens, tokens),
+            n_tokens=len(held.tokens),
             pos_min=native.pos_min,
             pos_max=native.pos_max,
-            logits_ready=not llm._requires_eval,
+            logits_ready=held.logits_ready,
+            truncatable=not self._to.memory.snapshots,
         )
 
     def reach(self, tokens: Tokens, *, whole: bool) -> tuple[Action, int]:
@@ -80,12 +71,12 @@ class Restorer:
             live = checkpoints.live_resume(self.live(tokens), n_prompt, to.ring.n_swa)
             before = live if before is None else before
             worthwhile = n_prompt - 1 - live >= least and len(missing) < _ATTEMPTS
-            plan = self.plan(keys, missing) if worthwhile else None
+            plan = to.plan(keys, n_prompt - 1, missing) if worthwhile else None
             stored = plan.end if plan else 0
             action = checkpoints.decide(live, stored, n_prompt, least)
             if plan is None or action is not Action.RESTORE:
                 if action is Action.COLD and n_prompt > least and not missing:
-                    self._explain(tokens, keys)
+                    to.stats.misses[to.why_not(tokens, keys, to.others)] += 1
                 return self._restored(before, live) if missing and live > before else (action, live)
             resume = min(stored, n_prompt - 1)
             failed = self._load(plan, tokens, resume)
@@ -98,89 +89,102 @@ class Restorer:
         self._to.stats.tokens_restored += now - before
         return Action.RESTORE, now
 
-    def plan(self, keys: PrefixKeys, missing: Collection[bytes] = ()) -> Plan | None:
-        """The longest stored prefix that this context can be restored to. Reads no payload."""
-        for pieces in self._to.prefixes(keys, missing):
-            window = self._window_of(pieces, missing)
-            if window is not None:
-                return Plan(pieces, window)
-        return None
-
-    def _window_of(self, pieces: Sequence[Piece], missing: Collection[bytes]) -> list[Piece] | None:
-        """The stored rows of the window as of the end of ``pieces``, or None where one that is needed is missing."""
-        to, ring = self._to, self._to.ring
-        window: list[Piece] = []
-        if ring.n_swa == 0:
-            return window
-        end = pieces[-1].end
-        needed, wanted = ring.needed_from(end), ring.wanted_from(end)
-        for piece in reversed(pieces):
-            if piece.end <= wanted:
-                break
-            part = to.window_part(piece, missing)
-            if part is None or part.start > max(piece.start, needed):
-                if piece.end > needed:
-                    return None
-                break
-            window.append(part)
-            if part.start > piece.start:
-                break  # what is before it is not connected
-        return window[::-1]
-
     def _load(self, plan: Plan, tokens: Tokens, resume: int) -> bytes | None:
-        """Load the plan and go back to ``resume``; None, or the key of a block that was not to be had.
-
-        The plan's rows that are live are kept. Not so with a window, whose rows cannot be dropped alone.
-        """
+        """Load the plan and go back to ``resume``; None, or the key of a block that was not to be had."""
         to, native = self._to, self._to.native
-        common = 0 if to.ring.n_swa else common_prefix(to.llm._input_ids, tokens)
-        kept = [piece for piece in plan.pieces if piece.end <= common]
-        wanted = plan.pieces[len(kept) :]
-        to.llm.n_tokens = 0  # until all is there: whatever happens, the next eval starts from zero
-        if kept:
-            native.truncate(kept[-1].end)
-        else:
-            native.clear()
+        kept = self._keep_live(plan, tokens)
+        wanted = plan.pieces[len(kept) :] if to.memory.layout else []
         keys = [piece.key for piece in (*wanted, *plan.window)]
-        found = to.store.get_many(keys, namespace=to.options.namespace, keep=False)
+        chunks = plan.snapshot.keys(to.secret) if plan.snapshot else []
+        found = to.store.get_many([*keys, *chunks], namespace=to.options.namespace, keep=False)
         for piece in wanted:
-            check = partial(check_rows, sections=native.sections, start=piece.start, end=piece.end)
-            blob = self._checked(next(found), check)
+            blob = self._checked(next(found), self._check(check_rows, piece))
             if blob is None:
-                to.holds(tokens, kept, kept[-1].end if kept else 0)
+                if not to.memory.checkpoints:
+                    to.holds(tokens, kept, kept[-1].end if kept else 0)
                 return piece.key
             native.append_rows(blob)
             kept.append(piece)
-        native.truncate(resume)
+        if to.memory.rows:
+            native.truncate(resume)
         if plan.window:
             blobs = []
             for part in plan.window:
-                blob = self._checked(next(found), partial(check_window, start=part.start, end=part.end))
+                blob = self._checked(next(found), self._check(check_window, part))
                 if blob is None:
                     return part.key
                 blobs.append(blob)
             self._load_window(plan, blobs, resume if to.ring.cells else plan.end)
             native.truncate(resume)
+        if plan.snapshot and not self._load_snapshot(plan.snapshot, found):
+            return plan.snapshot.key
         self._check_complete(plan, resume)
-        to.holds(tokens, kept, resume)
+        to.holds(tokens, plan.pieces, resume)
         return None
+
+    def _keep_live(self, plan: Plan, tokens: Tokens) -> list[Piece]:
+        """The plan's pieces whose rows are live and stay; all else in the context is dropped.
+
+        With a window or a snapshot nothing stays: they cannot be dropped alone.
+        """
+        to, native = self._to, self._to.native
+        common = 0 if to.memory.checkpoints else common_prefix(to.held.tokens, tokens)
+        kept = [piece for piece in plan.pieces if piece.end <= common]
+        to.held.hold(tokens, 0)  # until all is there: whatever happens, the next evaluation starts from zero
+        if kept:
+            native.truncate(kept[-1].end)
+        else:
+            native.clear()
+        return kept
 
     def _load_window(self, plan: Plan, blobs: Sequence[memoryview], end: int) -> None:
         """Put the window's rows up to ``end`` into the cells that the ring has them in."""
-        native, ring = self._to.native, self._to.ring
-        layout = ring.layout(ring.needed_from(plan.end), plan.window[0].start, end)
-        row_bytes = blobs[0].nbytes // (plan.window[0].end - plan.window[0].start)
-        for cells in layout:
+        to, native, ring = self._to, self._to.native, self._to.ring
+        assert to.memory.layout is not None
+        layout = to.memory.layout.window
+        needed = ring.needed_from(plan.end)
+        for cells in ring.layout(needed, end):
             if isinstance(cells, Gap):
-                if cells.cells * row_bytes <= _GAP_BYTES_MAX:
-                    native.hold_cells(blank_rows(blobs[0], cells.cells))
-                continue
-            for part, blob in zip(plan.window, blobs, strict=True):
-                if part.start < cells.end and cells.start < part.end:
-                    native.append_window(select_rows(blob, cells.start, cells.end))
+                for _, count in _steps(0, cells.cells, ring.n_swa - 1):  # a row outside of a window may be overwritten
+                    native.hold_cells(blank_rows(blobs[0], layout, 0, count))
+            elif isinstance(cells, Blank):
+                native.valid_from = needed
+                for first, count in _steps(cells.start, cells.end, LANES):
+                    native.append_window(blank_rows(blobs[0], layout, first, count))
+            else:
+                for part, blob in zip(plan.window, blobs, strict=True):
+                    if part.start < cells.end and max(cells.start, needed) < part.end:
+                        native.append_window(select_rows(blob, layout, max(cells.start, needed), cells.end))
         native.release_cells()
 
-    def _checked(self, found: Hit | Miss, check: Callable[[memoryview], None]) -> memoryview | None:
+    def _load_snapshot(self, snapshot: Snapshot, chunks: Iterator[Hit | Miss]) -> bool:
+        """False if it could not be had whole."""
+        to = self._to
+        blob = bytearray()
+        for found in chunks:
+            chunk = self._blob(found)
+            if chunk is None:
+                to.unusable.add(snapshot.key)  # until it is captured again
+                return False
+            blob += chunk
+            chunk.release()
+        try:
+            if len(blob) != snapshot.nbytes:
+                raise StateLayoutError(f"a snapshot of {len(blob)} bytes, not {snapshot.nbytes}")
+            to.native.restore_snapshot(memoryview(blob), snapshot.end)
+        except StateLayoutError:
+            to.stats.misses["block malformed"] += 1
+            to.unusable.add(snapshot.key)
+            return False
+        return True
+
+    def _check(self, check: Callable[[memoryview, Layout, int, int], None], piece: Piece) -> Check:
+        layout = self._to.memory.layout
+        assert layout is not None
+        of_piece = layout if check is check_rows else layout.window
+        return lambda blob: check(blob, of_piece, piece.start, piece.end)
+
+    def _checked(self, found: Hit | Miss, check: Check) -> memoryview | None:
         """The block's bytes, if it was found and passes the check."""
         blob = self._blob(found)
         if blob is None:
@@ -205,16 +209,14 @@ class Restorer:
         native = self._to.native
         first, last = native.pos_min, native.pos_max
         oldest = self._to.ring.needed_from(plan.end) if plan.window else 0
+        if self._to.memory.snapshots:
+            oldest = end - 1  # a recurrent state has its last position only
         if last != end - 1 or not 0 <= first <= oldest:
             raise NativeError(f"rows {first} to {last} restored, not up to {end - 1}")
 
-    def _explain(self, tokens: Tokens, keys: PrefixKeys) -> None:
-        """Count why nothing could be restored: under another fingerprint, without a window, never stored."""
-        to = self._to
-        reason = "no checkpoint" if next(to.prefixes(keys), None) else "not stored"
-        for other in to.others[:_OTHERS_MAX] if reason == "not stored" else ():
-            theirs = to.keys(tokens, other)
-            if next(stored_prefixes(to.store, theirs, namespace=to.options.namespace), None):
-                reason = f"fingerprint differs: {to.fingerprint.difference(other)}"
-                break
-        to.stats.misses[reason] += 1
+
+def _steps(start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
+    """``[start, end)`` in ranges of at most ``most`` (at least 1), as first and count."""
+    step = max(1, min(most, LANES))
+    for first in range(start, end, step):
+        yield first, min(step, end - first)

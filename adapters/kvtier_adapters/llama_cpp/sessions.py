@@ -1,23 +1,27 @@
-"""One model and one store: capture what the context holds, restore what a prompt needs.
+"""One sequence and one store: capture what the context holds, restore what a prompt needs.
 
 Capture writes what is new since the last one as pieces (:mod:`kvtier_adapters.prefix`); restore loads the
 longest stored prefix piece by piece, the store reading ahead while llama.cpp takes the last piece over.
-For a sliding window the pieces hold the rows of the full-attention layers, and *checkpoints* hold the window
-as of one position; a restore then goes to the deepest position that has both.
+Memories that cannot be cut off anywhere have *checkpoints* besides (:mod:`.memory`): a restore then goes to the
+deepest position that has one.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvtier import ReadOnlyStore
-from kvtier_adapters.llama_cpp.binding import Binding, Tokens, as_tokens
+from kvtier_adapters.llama_cpp.binding import Binding, as_tokens, common_prefix
 from kvtier_adapters.llama_cpp.capture import Recorder
-from kvtier_adapters.llama_cpp.checkpoints import Action
+from kvtier_adapters.llama_cpp.checkpoints import Action, first_needed
+from kvtier_adapters.llama_cpp.context import Context
+from kvtier_adapters.llama_cpp.explain import PromptExplanation, explain
 from kvtier_adapters.llama_cpp.fingerprint import Fingerprint
-from kvtier_adapters.llama_cpp.native import refusal
+from kvtier_adapters.llama_cpp.held import Held, LlamaTokens, SequenceTokens, Tokens
+from kvtier_adapters.llama_cpp.memory import Memory, detect, opaque, refusal
+from kvtier_adapters.llama_cpp.native import NativeError
 from kvtier_adapters.llama_cpp.options import Options
 from kvtier_adapters.llama_cpp.restore import Restorer
 from kvtier_adapters.llama_cpp.state import StateLayoutError
@@ -30,54 +34,85 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Captures and restores the state of ``llm`` in ``store``.
+    """Captures and restores the state of one sequence of a context in ``store``.
 
     No method raises because of the store, the engine's state or a block in it: that is counted in
-    ``stats``, the context is emptied where it may be in doubt, and the prompt is evaluated from zero. The
+    ``stats``, the sequence is emptied where it may be in doubt, and the prompt is evaluated from zero. The
     constructor does raise: ``OSError`` if the model file cannot be read, and what the store raises when it
-    cannot be used. A model whose state is of another kind is refused: ``stats.refused`` says why, and
+    cannot be used. A context that has no state to store is refused: ``stats.refused`` says why, and
     every method then does nothing.
 
-    Thread rules: those of ``Llama``, one thread at a time. A capture that is asked for during another (by a
-    generator that the garbage collector closes) does nothing.
+    Thread rules: those of the context, one thread at a time. A capture that is asked for while the context is in
+    use (by a generator that is closed late, in another thread or by the garbage collector) does nothing.
     """
 
-    def __init__(self, llm: Llama, store: Store, options: Options | None = None) -> None:
-        self.options = options or Options()
-        self.stats = SessionStats(refused=refusal(llm) or "")
-        self._llm = llm
-        self._capturing = threading.Lock()
+    def __init__(
+        self, context: Context, sequence: int, held: Held, store: Store, options: Options, *, refused: str = ""
+    ) -> None:
+        self.options = options
+        self.stats = SessionStats(refused=refused or refusal(context) or "")
+        self._busy = threading.Lock()
         self._read_only = False
+        self._held = held
         self._to: Binding | None = None
         if not self.stats.refused:
-            self._to = Binding(llm, store, self.options, self.stats)
-            self._recorder = Recorder(self._to)
-            self._restorer = Restorer(self._to)
+            self._bind(context, sequence, store, detect(context))
+            if self._to and self._to.memory.checkpoints and len(held.tokens):
+                self._to.empty()  # how it came about is not known: rows may be missing that nothing tells of
+
+    def _bind(self, context: Context, sequence: int, store: Store, memory: Memory) -> None:
+        self._to = Binding(context, sequence, memory, self._held, store, self.options, self.stats)
+        self._recorder = Recorder(self._to)
+        self._restorer = Restorer(self._to)
+        self.stats.memory = str(memory)
 
     @property
     def fingerprint(self) -> Fingerprint | None:
-        """What the model's state is stored under; None where it is refused."""
+        """What the state is stored under; None where it is refused."""
         return self._to.fingerprint if self._to else None
 
     @property
-    def windowed(self) -> bool:
-        """Whether the model has a sliding window, so that only checkpoints can be gone back to."""
-        return self._to is not None and self._to.ring.n_swa > 0
+    def memory(self) -> Memory | None:
+        """How the state is taken apart; None where it is refused."""
+        return self._to.memory if self._to else None
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether only checkpoints can be gone back to."""
+        return self._to is not None and self._to.memory.checkpoints
+
+    @property
+    def held(self) -> int:
+        """How many tokens the sequence holds."""
+        return len(self._held.tokens)
+
+    def flush(self) -> None:
+        """Wait until what was captured is durable; what the store could not write is counted."""
+        if self._to is None or self._read_only:
+            return
+        try:
+            self._to.store.flush()
+        except ReadOnlyStore:
+            self._read_only = True
+        except Exception as error:
+            self._count(error)
 
     def position(self, prompt: Sequence[int] | Tokens) -> int:
-        """Bring the context to the longest prefix of ``prompt`` that is live or stored, whichever helps.
+        """Bring the sequence to the longest prefix of ``prompt`` that is live or stored, whichever helps.
 
-        Returns how many tokens need no evaluation; ``Llama.n_tokens`` is then the same. It is less than
+        Returns how many tokens need no evaluation; the sequence then holds just these. It is less than
         ``len(prompt)``, unless the logits after the prompt are ready to sample from.
         """
         self.stats.prompts += 1
+        self._capture_what_goes(prompt)
         action, resume = self._reach(prompt, whole=False)
         self.stats.restores_avoided += action is Action.LIVE
         self.stats.cold_starts += action is Action.COLD
         return resume
 
     def restore(self, prompt: Sequence[int] | Tokens) -> int:
-        """Like :meth:`position`, but the context may then hold the whole prompt, with no logits."""
+        """Like :meth:`position`, but the sequence may then hold the whole prompt, with no logits."""
+        self._capture_what_goes(prompt)
         _, held = self._reach(prompt, whole=True)
         return held
 
@@ -86,58 +121,224 @@ class Session:
         if self._to is None or self.stats.refused:
             return 0
         try:
-            plan = self._restorer.plan(self._to.keys(as_tokens(prompt)))
+            plan = self._to.plan(self._to.keys(as_tokens(prompt)), len(prompt))
         except Exception as error:
             self._count(error)
             return 0
         return plan.end if plan else 0
 
-    def capture(self, end: int | None = None, *, tail: bool = True, checkpoint: bool = False) -> None:
-        """Store what the context holds up to token ``end`` and the store does not have yet.
+    def explain(self, prompt: Sequence[int] | Tokens) -> PromptExplanation:
+        """How much of ``prompt`` would be restored, from which tier, and why not the rest. Reads no payload.
 
-        ``tail``: with the rows after the last whole block. ``checkpoint``: with the window as of there.
+        Raises what the store raises when it cannot be used.
+        """
+        tokens = as_tokens(prompt)
+        if self._to is None or self.stats.refused:
+            return PromptExplanation(len(tokens), 0, 0, {}, 0, 0, f"Nothing is stored: {self.stats.refused}.")
+        live = common_prefix(self._held.tokens, tokens)
+        return explain(self._to, tokens, self._to.others, live=live)
+
+    def capture(self, end: int | None = None, *, tail: bool = True, checkpoint: bool = False) -> None:
+        """Store what the sequence holds up to token ``end`` and the store does not have yet.
+
+        ``tail``: with the rows after the last whole block. ``checkpoint``: so that ``end`` can be gone back to
+        (of a recurrent memory only if the sequence ends there).
         """
         if self._to is None or self.stats.refused or self._read_only:
             return
-        if not self._capturing.acquire(blocking=False):
+        if not self._busy.acquire(blocking=False):
             return
         try:
-            length = self._llm.n_tokens if end is None else min(end, self._llm.n_tokens)
+            held = self._held.tokens
+            length = len(held) if end is None else min(end, len(held))
             if not tail:
                 length -= length % self.options.block_tokens
-            tokens = as_tokens(self._llm.input_ids[:length]).copy()
-            self._recorder.record(tokens, checkpoint=checkpoint)
+            self._record(held[:length].copy(), checkpoint)
         except ReadOnlyStore:
             self._read_only = True
-        except StateLayoutError as error:
-            self.stats.refused = f"unknown state layout: {error}"
         except Exception as error:
             self._count(error)
         finally:
-            self._capturing.release()
+            self._busy.release()
+
+    def _record(self, tokens: Tokens, checkpoint: bool) -> None:
+        assert self._to is not None
+        try:
+            self._recorder.record(tokens, checkpoint=checkpoint)
+        except StateLayoutError as error:
+            if self._to.memory.why_opaque:
+                raise
+            native = self._to.native
+            self._bind(native.context, native.sequence, self._to.store, opaque(f"unknown layout: {error}"))
+
+    def _capture_what_goes(self, prompt: Sequence[int] | Tokens) -> None:
+        """Store what the next prompt is about to overwrite."""
+        held = self._held.tokens
+        if common_prefix(held, as_tokens(prompt)) < len(held):
+            self.capture(checkpoint=True)
 
     def _reach(self, prompt: Sequence[int] | Tokens, *, whole: bool) -> tuple[Action, int]:
         if self._to is None or self.stats.refused:
-            self._llm.reset()
+            self._held.hold(self._held.tokens, 0)
             return Action.COLD, 0
+        with self._busy:
+            return self._reach_with(self._to, as_tokens(prompt), whole)
+
+    def _reach_with(self, to: Binding, prompt: Tokens, whole: bool) -> tuple[Action, int]:
         action, resume = Action.COLD, 0
         try:
-            tokens = as_tokens(prompt)
-            live = self._restorer.live(tokens)
-            if live.common < live.n_tokens:
-                self.capture(checkpoint=True)  # about to be overwritten
-            action, resume = self._restorer.reach(tokens, whole=whole)
+            action, resume = self._restorer.reach(prompt, whole=whole)
+            if resume < len(self._held.tokens):
+                to.native.truncate(resume)
+                self._held.hold(self._held.tokens, resume)
         except Exception as error:
             self._count(error)
             action = Action.COLD
         if action is Action.COLD or resume == 0:
-            self._to.empty()
+            to.empty()
             return Action.COLD, 0
-        if resume < self._llm.n_tokens:
-            self._llm.n_tokens = resume  # eval drops the rows from here on
-            self._llm._requires_eval = True
         return action, resume
 
     def _count(self, error: Exception) -> None:
         self.stats.errors[type(error).__name__] += 1
         self.stats.last_error = f"{type(error).__name__}: {error}"
+
+
+class LlamaSession(Session):
+    """Of the one sequence that a ``Llama`` uses. :func:`.attach` makes it, and calls it at the right moments."""
+
+    def __init__(self, llm: Llama, store: Store, options: Options | None = None) -> None:
+        chosen = options or Options()
+        self._tokens = LlamaTokens(llm)
+        self._before_drafts: tuple[int, bytes] | None = None
+        context = Context.of(llm, chosen.identity)
+        super().__init__(context, 0, self._tokens, store, chosen, refused=_refusal_of_llama(llm))
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the context holds something that this session did not see evaluated: it is left alone."""
+        return self._tokens.foreign
+
+    def watch(self) -> None:
+        """From here on every evaluation goes through :meth:`evaluate`, and every reset is told to :meth:`reset`."""
+        self._tokens.watch()
+
+    def evaluate(self, tokens: Sequence[int], evaluate: Callable[[Sequence[int]], object]) -> None:
+        """Call ``evaluate``, which decodes ``tokens`` behind those in the context, and count them."""
+        with self._busy:
+            evaluate(tokens)
+        self._tokens.evaluated(len(tokens))
+        self.stats.tokens_evaluated += len(tokens)
+
+    def reset(self) -> None:
+        """The ``Llama`` was reset."""
+        self._tokens.forget()
+
+    def mend(self) -> list[int]:
+        """Make the context fit to evaluate behind its tokens; those to evaluate again first.
+
+        ``Llama`` drops its last tokens by counting fewer (drafts that were refused, a prompt that begins alike).
+        Where the memory cannot follow, its evaluation would go on from rows or a state that are not there, and
+        say nothing.
+        """
+        if self._to is None or self.stats.refused or self.foreign:
+            return []
+        native, memory = self._to.native, self._to.memory
+        tokens: Tokens = self._held.tokens.copy()
+        end, n_tokens = native.pos_max + 1, len(tokens)
+        if n_tokens == 0:
+            native.clear()
+            return []
+        intact = end == n_tokens if memory.snapshots else end >= n_tokens
+        if intact and (not memory.n_swa or memory.snapshots or native.pos_min <= first_needed(n_tokens, memory.n_swa)):
+            return []
+        self.stats.mended += 1
+        resume = self._to_before_drafts(n_tokens) or self._reach(tokens, whole=True)[1]
+        return [int(token) for token in tokens[resume:]]
+
+    def before_drafts(self) -> None:
+        """Remember the state that drafts are evaluated from, where refused ones cannot be cut off."""
+        if self._to is None or not self._to.memory.snapshots or len(self._held.tokens) == 0:
+            return
+        try:
+            self._before_drafts = len(self._held.tokens), bytes(self._to.native.capture_snapshot())
+        except (NativeError, StateLayoutError) as error:
+            self._count(error)
+
+    def _to_before_drafts(self, n_tokens: int) -> int:
+        """Go back to what :meth:`before_drafts` remembers, if the first ``n_tokens`` go on from there; else 0."""
+        remembered, self._before_drafts = self._before_drafts, None
+        if self._to is None or remembered is None or remembered[0] > n_tokens:
+            return 0
+        position, snapshot = remembered
+        try:
+            self._to.native.restore_snapshot(memoryview(snapshot), position)
+            self._to.native.truncate(position)
+        except (NativeError, StateLayoutError) as error:
+            self._count(error)
+            return 0
+        self._held.hold(self._held.tokens, position)
+        return position
+
+
+def _refusal_of_llama(llm: Llama) -> str:
+    """Why the way that this ``Llama`` is used leaves nothing to restore; empty if it does not."""
+    if hasattr(llm.chat_handler, "clip_model_path"):
+        return "multimodal chat handler"
+    if llm._logits_all and llm.draft_model is None:
+        return "logits_all: a restored prefix has no logits"
+    return ""
+
+
+class SequenceSession(Session):
+    """Of a sequence whose user decodes by itself; made by :func:`session`.
+
+    For each prompt: :meth:`position`, decode the rest, :meth:`decoded` with it, sample; then each generated token is
+    decoded and noted the same way; :meth:`capture` when there is time, at the latest before the sequence is
+    given up. Everything in ``position`` and ``capture`` must happen between two decodes of the context.
+    """
+
+    def __init__(self, context: Context, sequence: int, store: Store, options: Options) -> None:
+        tokens = SequenceTokens(context.n_ctx)
+        super().__init__(context, sequence, tokens, store, options)
+        self._tokens = tokens
+        if self._to is not None:
+            self._to.empty()  # whatever was in it, its tokens are not known
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens that the sequence holds."""
+        return [int(token) for token in self._tokens.tokens]
+
+    def decoded(self, tokens: Sequence[int] | Tokens) -> None:
+        """``tokens`` were decoded at the end of the sequence. ``ValueError`` if the context cannot hold them."""
+        self._tokens.append(as_tokens(tokens))
+        self.stats.tokens_evaluated += len(tokens)
+
+    def truncate(self, length: int) -> int:
+        """Take back all tokens from ``length`` on (drafts that were refused); how many the sequence then holds.
+
+        Fewer than ``length`` where the memory can only be gone back to checkpoints: decode the rest again.
+        """
+        if length < len(self._tokens.tokens):
+            self._reach(self._tokens.tokens[:length].copy(), whole=True)
+        return len(self._tokens.tokens)
+
+    def close(self) -> None:
+        """Store what is not stored yet and empty the sequence. It may be opened again."""
+        self.capture(checkpoint=True)
+        if self._to is not None:
+            self._to.empty()
+
+
+def session(context: Context | Llama, sequence: int, store: Store, **options: object) -> SequenceSession:
+    """A session for one sequence of a context that its user decodes by itself; ``options``: those of ``Options``.
+
+    The sequence is emptied. Raises ``ValueError`` for an id that the context does not have, ``OSError`` if the
+    model file cannot be read, and what the store raises when it cannot be used.
+    """
+    chosen = Options(**options)  # type: ignore[arg-type]
+    made = context if isinstance(context, Context) else Context.of(context, chosen.identity)
+    if not 0 <= sequence < made.n_seq_max:
+        raise ValueError(f"sequence {sequence} of a context with {made.n_seq_max}")
+    return SequenceSession(made, sequence, store, chosen)

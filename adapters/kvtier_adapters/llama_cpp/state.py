@@ -4,14 +4,19 @@ A sequence blob, as ``llama_state_seq_get_data_ext`` writes it (host-endian, no 
 
     u32 magic 0xaf143cd8, i32 sequence, then one or two KV sections:
       u32 n_stream (1), u32 cells; nothing more if cells == 0
-      per cell        i32 position, u32 n_seq, i32 sequence[n_seq]
+      per cell        i32 position, u32 n_seq, [i32 x, y, token], i32 sequence[n_seq]
       u32 v_trans, u32 layers
       per layer, K    i32 type, u64 row bytes, cells * row
       per layer, V    v_trans == 0: i32 type, u64 row bytes, cells * row
                       v_trans == 1: i32 type, u32 element bytes, u32 rows, rows * cells * element
+    then, where the model has recurrent layers, their section:
+      u32 cells (0 or 1); per cell i32 position, u32 0
+      u32 s_trans (0), u32 layers, then per tensor (all R, all S) i32 type, u64 row bytes, cells * row
 
-A model with plain attention writes one section; one with a sliding window writes two (all positions of
-the full-attention layers, then the window of the others), or the second alone as a *partial* blob.
+A model with plain attention writes one KV section; one with a sliding window writes two (all positions of
+the full-attention layers, then the window of the others), or the second alone as a *partial* blob. A
+recurrent model writes no KV section; a hybrid one both, and the recurrent section alone in a partial
+blob. Cells have ``x, y, token`` with M-RoPE; with latent attention (MLA) there are no V tensors.
 
 Everything is checked here before the engine sees a byte: each count and length, that the sections tile
 the blob exactly, and that the positions are the ones that the caller expects. A blob that is not
@@ -20,11 +25,13 @@ understood raises :class:`StateLayoutError`; nothing is guessed.
 What is stored is the blob itself in its *canonical form*, so that a restore hands the store's own buffer
 to the engine: sequence 0, one sequence id a cell (a context with ``n_seq_max == 1`` writes none, and
 llama.cpp then refuses to read its own blob), and an empty second section where the window is kept apart.
+What a recurrent model remembers is kept apart too: a blob of rows ends with a recurrent section of no cells.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,22 +43,46 @@ MAGIC = 0xAF143CD8
 _ENVELOPE = struct.Struct("=Ii")  # magic, sequence
 _SECTION = struct.Struct("=II")  # n_stream, cells
 _DATA = struct.Struct("=II")  # v_trans, layers
+_COUNT = struct.Struct("=I")  # cells
+_EMPTY_RECURRENT = struct.Struct("=III")  # cells, s_trans, layers
 _ROWS = struct.Struct("=iQ")  # type, row bytes
 _TRANSPOSED = struct.Struct("=iII")  # type, element bytes, rows
 
-_CELL_BARE = 8  # position, n_seq = 0
-_CELL = 12  # position, n_seq = 1, sequence
+_RECURRENT = struct.Struct("=iIII")  # position, n_seq, s_trans, layers: after a count of 1
+_WORD = 4
+_CELL_BARE = 2 * _WORD  # position, n_seq = 0
+_POSITION, _N_SEQ = 0, 1  # columns of a cell; then those of `Layout.extra`, then the sequence
 #: Bytes that must be free before a captured blob, for each of its cells, so that `canonical` works in place.
-HEADROOM_PER_CELL = _CELL - _CELL_BARE
+HEADROOM_PER_CELL = _WORD
 
 _LAYERS_MAX = 4096
+_ROW_BYTES_MAX = 1 << 31
 _CELLS_MAX = 1 << 27
 
-Positions = npt.NDArray[np.int32]
+Cells = npt.NDArray[np.int32]
 
 
 class StateLayoutError(ValueError):
     """A blob is not laid out as this module knows it, or does not hold what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the blobs of one context are made of."""
+
+    sections: int
+    """KV sections."""
+    extra: int = 0
+    """32-bit words of a cell beside its position and sequences."""
+    values: bool = True
+    """Each layer has a V tensor; not so with latent attention."""
+    tail: bytes = b""
+    """The recurrent section of a sequence that has none: it ends each blob of rows."""
+
+    @property
+    def window(self) -> Layout:
+        """Of a partial blob of window rows."""
+        return Layout(1, self.extra, self.values, self.tail)
 
 
 class Tensor(NamedTuple):
@@ -69,40 +100,52 @@ class Section:
     start: int
     data: int
     end: int
-    has_sequence: bool
-    """Each cell names one sequence, as a blob that is to be loaded must."""
-    positions: Positions
+    table: Cells
+    """A row for each cell."""
     tensors: tuple[Tensor, ...]
 
     @property
     def cells(self) -> int:
-        return len(self.positions)
+        return len(self.table)
+
+    @property
+    def positions(self) -> Cells:
+        positions: Cells = self.table[:, _POSITION]
+        return positions
+
+    @property
+    def has_sequence(self) -> bool:
+        """Each cell names one sequence, as a blob that is to be loaded must."""
+        return self.cells > 0 and bool(self.table[0, _N_SEQ])
 
 
-def parse(blob: memoryview, sections: int) -> list[Section]:
-    """The sections of a sequence blob; they tile it exactly. Raises :class:`StateLayoutError`."""
+def parse(blob: memoryview, layout: Layout) -> list[Section]:
+    """The KV sections of a sequence blob; with the tail they tile it exactly. Raises :class:`StateLayoutError`."""
     (magic, _sequence), at = _read(_ENVELOPE, blob, 0)
     if magic != MAGIC:
         raise StateLayoutError(f"not a sequence state: magic {magic:#010x}")
+    end = blob.nbytes - len(layout.tail)
+    if end < at or blob[end:] != layout.tail:
+        raise StateLayoutError("another recurrent section than that of a sequence without any")
     found = []
-    for _ in range(sections):
-        found.append(_parse_section(blob, at))
+    for _ in range(layout.sections):
+        found.append(_parse_section(blob[:end], at, layout))
         at = found[-1].end
-    if at != blob.nbytes:
-        raise StateLayoutError(f"{blob.nbytes - at} bytes after the last section")
+    if at != end:
+        raise StateLayoutError(f"{end - at} bytes after the last section")
     return found
 
 
-def canonical(buffer: memoryview, start: int, sections: int) -> memoryview:
+def canonical(buffer: memoryview, start: int, layout: Layout) -> memoryview:
     """Rewrite the blob at ``buffer[start:]`` in place to its canonical form and return a view of it.
 
     The view may begin up to ``HEADROOM_PER_CELL`` bytes a cell before ``start``. Of two sections the first
     is kept and the second emptied: the window is captured apart.
     """
-    section, *others = parse(buffer[start:], sections)
+    section, *others = parse(buffer[start:], layout)
     if section.cells == 0:
         raise StateLayoutError("no cells")
-    header = _header(section.positions)
+    header = _header(section.table, layout.extra)
     first = start + section.data - len(header)
     if first < 0:
         raise StateLayoutError("no headroom before the blob")
@@ -110,49 +153,116 @@ def canonical(buffer: memoryview, start: int, sections: int) -> memoryview:
     if others:
         _SECTION.pack_into(buffer, end, 1, 0)
         end += _SECTION.size
+        buffer[end : end + len(layout.tail)] = layout.tail
+    end += len(layout.tail)
     buffer[first : start + section.data] = header
     return buffer[first:end]
 
 
-def select_rows(blob: memoryview, start: int, end: int) -> memoryview:
+def select_rows(blob: memoryview, layout: Layout, start: int, end: int) -> memoryview:
     """A canonical blob of one section with only its rows ``[start, end)``; itself if those are all."""
-    (section,) = parse(blob, 1)
+    (section,) = parse(blob, layout)
     keep = (section.positions >= start) & (section.positions < end)
     if keep.all():
         return blob
-    parts: list[bytes | memoryview] = [_header(section.positions[keep])]
+    parts: list[bytes | memoryview] = [_header(section.table[keep], layout.extra)]
     at = section.data
     for tensor in section.tensors:
         parts.append(blob[at : tensor.data])
         at = tensor.data + tensor.runs * tensor.cell_bytes * section.cells
         table = np.frombuffer(blob, np.uint8, at - tensor.data, tensor.data)
         parts.append(table.reshape(tensor.runs, section.cells, tensor.cell_bytes)[:, keep].tobytes())
-    return memoryview(b"".join(parts))
+    return memoryview(b"".join([*parts, layout.tail]))
 
 
-def blank_rows(like: memoryview, count: int) -> memoryview:
-    """A canonical blob of one section with ``count`` rows of zeros, of the same model as ``like``."""
-    (section,) = parse(like, 1)
-    parts: list[bytes | memoryview] = [_header(np.arange(count, dtype=np.int32))]
+def blank_rows(like: memoryview, layout: Layout, first: int, count: int) -> memoryview:
+    """A canonical blob of one section with ``count`` rows of zeros from ``first`` on, of the same model as ``like``."""
+    (section,) = parse(like, layout)
+    cells = np.zeros((count, section.table.shape[1]), dtype=np.int32)
+    cells[:, _POSITION] = np.arange(first, first + count)
+    parts: list[bytes | memoryview] = [_header(cells, layout.extra)]
     at = section.data
     for tensor in section.tensors:
         parts += [like[at : tensor.data], bytes(tensor.runs * tensor.cell_bytes * count)]
         at = tensor.data + tensor.runs * tensor.cell_bytes * section.cells
-    return memoryview(b"".join(parts))
+    return memoryview(b"".join([*parts, layout.tail]))
 
 
-def check_rows(blob: memoryview, sections: int, start: int, end: int) -> None:
+def check_rows(blob: memoryview, layout: Layout, start: int, end: int) -> None:
     """Raise unless the blob can be loaded and holds exactly the rows ``[start, end)``, no window."""
-    rows, *others = parse(blob, sections)
+    rows, *others = parse(blob, layout)
     if any(other.cells for other in others):
         raise StateLayoutError("a piece with window rows")
     _check_positions(rows, start, end)
 
 
-def check_window(blob: memoryview, start: int, end: int) -> None:
+def check_window(blob: memoryview, layout: Layout, start: int, end: int) -> None:
     """Raise unless the partial blob can be loaded and its window is exactly the rows ``[start, end)``."""
-    (window,) = parse(blob, 1)
+    (window,) = parse(blob, layout)
     _check_positions(window, start, end)
+
+
+def recurrent_only(blob: memoryview, layout: Layout) -> bytes:
+    """The partial blob of a hybrid model without its window rows: they are captured apart.
+
+    ``layout``: of the partial blob, with the tail of a sequence that has no recurrent state.
+    """
+    size = _recurrent_bytes(layout.tail)
+    if size > blob.nbytes - _ENVELOPE.size:
+        raise StateLayoutError("no recurrent section")
+    emptied = _SECTION.pack(1, 0) * layout.sections
+    return _ENVELOPE.pack(MAGIC, 0) + emptied + bytes(blob[blob.nbytes - size :])
+
+
+def check_recurrent(blob: memoryview, layout: Layout, end: int) -> None:
+    """Raise unless the blob holds what the recurrent layers remember of ``end`` tokens, and no rows.
+
+    ``layout``: as for :func:`recurrent_only`. Types and sizes must be those of the context's own layers.
+    """
+    expected = _ENVELOPE.pack(MAGIC, 0) + _SECTION.pack(1, 0) * layout.sections
+    at = len(expected)
+    if blob.nbytes != at + _recurrent_bytes(layout.tail) or blob[:at] != expected:
+        raise StateLayoutError(f"{blob.nbytes} bytes are not a recurrent state")
+    (cells,), at = _read(_COUNT, blob, at)
+    (position, n_seq, s_trans, layers), at = _read(_RECURRENT, blob, at)
+    _, own_trans, own_layers = _EMPTY_RECURRENT.unpack_from(layout.tail)
+    if (cells, position, n_seq, s_trans, layers) != (1, end - 1, 0, own_trans, own_layers):
+        raise StateLayoutError(f"a recurrent state of {cells} cells at position {position}, not one at {end - 1}")
+    for header, row_bytes in _recurrent_tensors(layout.tail):
+        if blob[at : at + len(header)] != header:
+            raise StateLayoutError(f"another recurrent tensor at byte {at}")
+        at += len(header) + row_bytes
+
+
+def refused_blob() -> bytes:
+    """A blob whose only cell llama.cpp refuses: it names no sequence."""
+    return _ENVELOPE.pack(MAGIC, 0) + _SECTION.pack(1, 1) + bytes(_CELL_BARE)
+
+
+def empty_bytes(layout: Layout) -> int:
+    """Bytes of the state of a sequence that holds nothing."""
+    return _ENVELOPE.size + layout.sections * _SECTION.size + len(layout.tail)
+
+
+def is_recurrent_tail(tail: bytes) -> bool:
+    """Whether the bytes are the recurrent section of a sequence without any, as this module knows it."""
+    if len(tail) <= _EMPTY_RECURRENT.size or (len(tail) - _EMPTY_RECURRENT.size) % _ROWS.size:
+        return False
+    cells, s_trans, layers = _EMPTY_RECURRENT.unpack_from(tail)
+    tensors = list(_recurrent_tensors(tail))
+    sound = all(row_bytes <= _ROW_BYTES_MAX for _, row_bytes in tensors)
+    return cells == 0 and s_trans == 0 and 1 <= layers <= _LAYERS_MAX and len(tensors) <= 2 * layers and sound
+
+
+def _recurrent_tensors(tail: bytes) -> Iterator[tuple[bytes, int]]:
+    """The header of each recurrent tensor, and the bytes of its row."""
+    for at in range(_EMPTY_RECURRENT.size, len(tail), _ROWS.size):
+        yield tail[at : at + _ROWS.size], _ROWS.unpack_from(tail, at)[1]
+
+
+def _recurrent_bytes(tail: bytes) -> int:
+    """Bytes of the recurrent section of one cell."""
+    return len(tail) + 2 * _WORD + sum(row_bytes for _, row_bytes in _recurrent_tensors(tail))
 
 
 def _check_positions(section: Section, start: int, end: int) -> None:
@@ -164,39 +274,38 @@ def _check_positions(section: Section, start: int, end: int) -> None:
         raise StateLayoutError(f"{len(positions)} cells are not the rows {start} to {end}")
 
 
-def _header(positions: Positions) -> bytes:
+def _header(table: Cells, extra: int) -> bytes:
     """What comes before ``v_trans`` in a canonical blob."""
-    cells = np.empty((len(positions), 3), dtype=np.int32)
-    cells[:] = (0, 1, 0)  # position, sequences, sequence
-    cells[:, 0] = positions
-    return _ENVELOPE.pack(MAGIC, 0) + _SECTION.pack(1, len(positions)) + cells.tobytes()
+    cells = np.zeros((len(table), 2 + extra + 1), dtype=np.int32)  # the last column: sequence 0
+    cells[:, : 2 + extra] = table[:, : 2 + extra]
+    cells[:, _N_SEQ] = 1
+    return _ENVELOPE.pack(MAGIC, 0) + _SECTION.pack(1, len(table)) + cells.tobytes()
 
 
-def _parse_section(blob: memoryview, start: int) -> Section:
+def _parse_section(blob: memoryview, start: int, layout: Layout) -> Section:
     (n_stream, cells), at = _read(_SECTION, blob, start)
     if n_stream != 1 or cells > _CELLS_MAX:
         raise StateLayoutError(f"{n_stream} streams, {cells} cells")
     if cells == 0:
-        return Section(start, at, at, False, np.empty(0, dtype=np.int32), ())
+        return Section(start, at, at, np.empty((0, 2 + layout.extra), dtype=np.int32), ())
     (_position, n_seq), _ = _read(_SECTION, blob, at)
     if n_seq > 1:
         raise StateLayoutError(f"a cell of {n_seq} sequences")
-    cell_bytes = _CELL if n_seq else _CELL_BARE
-    data = _skip(blob, at, cells * cell_bytes)
-    table = np.frombuffer(blob, dtype=np.int32, count=cells * cell_bytes // 4, offset=at)
-    table = table.reshape(cells, cell_bytes // 4)
-    if not bool((table[:, 1] == n_seq).all()):
+    words = 2 + layout.extra + n_seq
+    data = _skip(blob, at, cells * words * _WORD)
+    table = np.frombuffer(blob, dtype=np.int32, count=cells * words, offset=at).reshape(cells, words).copy()
+    if not bool((table[:, _N_SEQ] == n_seq).all()):
         raise StateLayoutError("cells differ in their number of sequences")
-    tensors, end = _parse_tensors(blob, data, cells)
-    return Section(start, data, end, n_seq == 1, table[:, 0].copy(), tensors)
+    tensors, end = _parse_tensors(blob, data, cells, layout.values)
+    return Section(start, data, end, table, tensors)
 
 
-def _parse_tensors(blob: memoryview, at: int, cells: int) -> tuple[tuple[Tensor, ...], int]:
+def _parse_tensors(blob: memoryview, at: int, cells: int, values: bool) -> tuple[tuple[Tensor, ...], int]:
     (v_trans, layers), at = _read(_DATA, blob, at)
-    if v_trans > 1 or not 1 <= layers <= _LAYERS_MAX:
+    if v_trans > 1 or layers > _LAYERS_MAX:
         raise StateLayoutError(f"v_trans {v_trans}, {layers} layers")
     tensors = []
-    for number in range(2 * layers):
+    for number in range(2 * layers if values else layers):
         if v_trans and number >= layers:
             (kind, cell_bytes, runs), data = _read(_TRANSPOSED, blob, at)
         else:

@@ -37,6 +37,12 @@ class SessionStats:
     last_error: str = ""
     refused: str = ""
     """Why this model's state is not stored at all; empty if it is."""
+    memory: str = ""
+    """How the state is taken apart: see :class:`.Memory`."""
+    mended: int = 0
+    """Evaluations before which the context had to be brought back: see :meth:`.LlamaSession.mend`."""
+    checkpoints_thinned: int = 0
+    """Checkpoints deleted to keep a conversation's within ``checkpoint_bytes_max``."""
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "misses": dict(self.misses), "errors": dict(self.errors)}

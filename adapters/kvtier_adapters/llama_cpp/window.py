@@ -2,9 +2,10 @@
 
 llama.cpp keeps a window in a ring: the row of position ``p`` is in cell ``p % cells``, and a cell is used
 again when its row has left the window. The order of the cells is the order in which attention adds up
-in 16 bits, so the same rows in another rotation give slightly other logits. A restore therefore puts the
-rows where an uninterrupted run has them, the gap in between included, and evaluation goes on in the same
-cell. With ``swa_full`` the ring never wraps and rows in ascending order are as good.
+in few bits, so the same rows in other cells give slightly other logits. A restore therefore puts the rows
+where an uninterrupted run has them, and evaluation goes on in the same cell. What fills the cells in
+between has left the window and is never looked at: blank rows will do. With ``swa_full`` the ring never
+wraps, and a row must only be in the same lane of the kernels that add up: the blank rows are then few.
 
 Pure functions; positions and cells are counts of rows.
 """
@@ -14,6 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+#: Kernels add up cells lane by lane. None has more lanes than llama.cpp pads its caches to.
+LANES = 256
+
 
 class Rows(NamedTuple):
     """Rows ``[start, end)``, in consecutive cells."""
@@ -22,40 +26,44 @@ class Rows(NamedTuple):
     end: int
 
 
+class Blank(NamedTuple):
+    """Rows ``[start, end)`` of zeros: positions that have left the window."""
+
+    start: int
+    end: int
+
+
 class Gap(NamedTuple):
-    """Cells that stay free."""
+    """Cells that are free: the next to be used."""
 
     cells: int
 
 
+def needed_from(end: int, n_swa: int) -> int:
+    """The first row of the window as of ``end``: one more than evaluating ``end`` looks back to, so that a context
+    restored to ``end`` can go on one token before it as well."""
+    return max(0, end - n_swa)
+
+
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """A window of ``n_swa`` positions (0: none) in a ring of ``cells`` cells (0: one that never wraps)."""
+    """A window of ``n_swa`` positions (0: none) in a ring of ``cells`` cells (0: rows may lie anywhere)."""
 
     n_swa: int
     cells: int = 0
+    wraps: bool = True
+    """False where no sequence is longer than the ring."""
 
     def needed_from(self, end: int) -> int:
-        """The first row of the window as of ``end``: one more than evaluating ``end`` looks back to, so
-        that a context restored to ``end`` can go on one token before it as well."""
-        return max(0, end - self.n_swa)
+        return needed_from(end, self.n_swa)
 
-    def wanted_from(self, end: int) -> int:
-        """The first row that :meth:`layout` has a use for, as of ``end`` or the position before."""
-        if self.cells == 0:
-            return self.needed_from(end)
-        lap = (end - 1) % self.cells + 1
-        return max(0, min(self.needed_from(end), end - lap))
-
-    def layout(self, needed: int, available: int, end: int) -> list[Rows | Gap]:
-        """The cells from the first on, for the rows ``[needed, end)``; rows from ``available`` on may be used.
-
-        Rows that are not available are only wanted where a lap is longer than the window: the rows then lie
-        at the first cells, which is right for attention and wrong only for where the next lap begins.
-        """
-        lap = end % self.cells if self.cells else end
-        if not self.cells or lap >= end - needed:
-            is_whole_lap = self.cells > 0 and available <= end - lap
-            return [Rows(end - lap if is_whole_lap else needed, end)]
-        newest, gap, oldest = Rows(end - lap, end), self.cells - (end - needed), Rows(needed, end - lap)
-        return [*([newest] if lap else []), *([Gap(gap)] if gap else []), oldest]
+    def layout(self, needed: int, end: int) -> list[Rows | Blank | Gap]:
+        """The cells from the first on, for the rows ``[needed, end)`` of a sequence of ``end``."""
+        if not self.cells:
+            return [Rows(needed, end)]
+        lap = end - end % self.cells  # the row in the first cell
+        if lap <= needed:
+            left = needed - lap if self.wraps else needed % LANES
+            return [*([Blank(needed - left, needed)] if left else []), Rows(needed, end)]
+        gap = Gap(self.cells - (end - needed))
+        return [*([Rows(lap, end)] if lap < end else []), *([gap] if gap.cells else []), Rows(needed, lap)]

@@ -1,0 +1,145 @@
+"""What a store has of a prompt, without reading any of it: the part that needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvtier_adapters.llama_cpp.fingerprint import Fingerprint
+from kvtier_adapters.llama_cpp.held import Tokens
+from kvtier_adapters.llama_cpp.snapshots import Snapshot, chunk_key, read_meta, snapshot_key
+from kvtier_adapters.llama_cpp.window import needed_from
+from kvtier_adapters.prefix import Piece, PrefixKeys, derive, first_row, stored_prefixes
+
+if TYPE_CHECKING:
+    from kvtier import Store
+
+_SECRET = b"kvtier_adapters.prefix"
+_ROOT = b"kvtier.root"
+_WINDOW = b"kvtier.window"
+_OTHERS_MAX = 8  # other fingerprints asked to explain a miss
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stored prefix that can be restored: its pieces, and what its checkpoint has besides."""
+
+    pieces: Sequence[Piece]
+    window: Sequence[Piece] = ()
+    """The rows of the sliding window."""
+    snapshot: Snapshot | None = None
+
+    @property
+    def end(self) -> int:
+        return self.pieces[-1].end
+
+
+class Lookup:
+    """The state of one model in a store. ``unusable`` are keys of blocks that were refused: as if missing.
+
+    ``rows``, ``n_swa`` and ``snapshots``: as in :class:`.Memory`. ``capacity``: tokens that a context has room for.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        namespace: bytes,
+        fingerprint: Fingerprint,
+        *,
+        rows: bool,
+        n_swa: int,
+        snapshots: bool,
+        capacity: int | None = None,
+    ) -> None:
+        self.store = store
+        self.namespace = namespace
+        self.fingerprint = fingerprint
+        self.rows = rows
+        self.n_swa = n_swa
+        self.snapshots = snapshots
+        self.capacity = capacity
+        self.unusable: set[bytes] = set()
+        self.secret = store.derive_key(_SECRET)
+
+    def keys(self, tokens: Tokens, fingerprint: Fingerprint | None = None) -> PrefixKeys:
+        """The keys of a token sequence under this model's fingerprint, or another one."""
+        root_of = fingerprint or self.fingerprint
+        root = derive(root_of.digest(), self.secret, _ROOT)
+        encoded = tokens.astype("<i4", copy=False).data.cast("B")
+        return PrefixKeys(root, self.secret, encoded, root_of.block_tokens)
+
+    def window_key(self, piece: Piece) -> bytes:
+        """The key of the sliding-window rows of a piece."""
+        return derive(piece.key, self.secret, _WINDOW)
+
+    def window_part(self, piece: Piece, missing: Collection[bytes] = ()) -> Piece | None:
+        """The stored sliding-window rows of a piece: all of it, or what had not left the window by then."""
+        key = self.window_key(piece)
+        if key in self.unusable or key in missing:
+            return None
+        info = self.store.info(key, namespace=self.namespace)
+        start = None if info is None else first_row(info.meta, piece.end)
+        return None if start is None else Piece(start, piece.end, key)
+
+    def snapshot(self, piece: Piece, missing: Collection[bytes] = ()) -> Snapshot | None:
+        """The stored snapshot as of the end of a piece; only its first chunk is looked up."""
+        key = snapshot_key(piece.key, self.secret)
+        first = chunk_key(key, 0, self.secret)
+        if key in self.unusable or key in missing or first in missing:
+            return None
+        info = self.store.info(first, namespace=self.namespace)
+        return None if info is None else read_meta(key, piece.end, info.meta)
+
+    def prefixes(self, keys: PrefixKeys, missing: Collection[bytes] = ()) -> Iterator[list[Piece]]:
+        """The stored prefixes of a sequence, the longest first; those with a ``missing`` key left out."""
+        for pieces in stored_prefixes(
+            self.store, keys, namespace=self.namespace, unusable=self.unusable.union(missing)
+        ):
+            if self.capacity is None or pieces[-1].end <= self.capacity:
+                yield pieces
+
+    def has(self, piece: Piece) -> bool:
+        """Whether exactly this piece is stored."""
+        info = self.store.info(piece.key, namespace=self.namespace)
+        return info is not None and info.meta == piece.meta and piece.key not in self.unusable
+
+    def plan(self, keys: PrefixKeys, most: int, missing: Collection[bytes] = ()) -> Plan | None:
+        """The longest stored prefix that can be restored. Reads no payload.
+
+        ``most``: where evaluation must go on at the latest. Rows that go further are cut off there; a snapshot
+        cannot be.
+        """
+        for pieces in self.prefixes(keys, missing):
+            if self.snapshots and pieces[-1].end > most:
+                continue
+            window = self._window_of(pieces, missing)
+            snapshot = self.snapshot(pieces[-1], missing) if self.snapshots else None
+            if window is not None and bool(snapshot) == self.snapshots:
+                return Plan(pieces, window, snapshot)
+        return None
+
+    def _window_of(self, pieces: Sequence[Piece], missing: Collection[bytes]) -> list[Piece] | None:
+        """The stored rows of the window as of the end of ``pieces``, or None where one that is needed is missing."""
+        window: list[Piece] = []
+        if self.n_swa == 0:
+            return window
+        needed = needed_from(pieces[-1].end, self.n_swa)
+        for piece in reversed(pieces):
+            if piece.end <= needed:
+                break
+            part = self.window_part(piece, missing)
+            if part is None or part.start > max(piece.start, needed):
+                return None
+            window.append(part)
+        return window[::-1]
+
+    def why_not(self, tokens: Tokens, keys: PrefixKeys, others: Sequence[Fingerprint]) -> str:
+        """Why nothing of a prompt can be restored: without a checkpoint, under another fingerprint, never stored."""
+        if next(self.prefixes(keys), None):
+            return "no checkpoint"
+        for other in others[:_OTHERS_MAX]:
+            theirs = self.keys(tokens, other)
+            if next(stored_prefixes(self.store, theirs, namespace=self.namespace), None):
+                return f"fingerprint differs: {self.fingerprint.difference(other)}"
+        return "not stored"

@@ -1,0 +1,62 @@
+"""Where the user's messages begin in a prompt of tokens, found by what the chat template writes before each."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
+
+_FIRST, _SECOND, _ANSWER = "kvtierfirstmessage", "kvtiersecondmessage", "kvtieranswer"
+_MARKER_TOKENS_MAX = 64
+
+
+class Turns:
+    """Of one model. Without a chat template in the model file no messages are found."""
+
+    def __init__(self, llm: Llama) -> None:
+        self._marker = _marker(llm)
+
+    def starts(self, prompt: list[int]) -> list[int]:
+        """The positions at which user messages begin (with what the template writes before them), ascending."""
+        marker, length = self._marker, len(self._marker)
+        if not marker:
+            return []
+        last = len(prompt) - length
+        return [at for at in range(last + 1) if prompt[at] == marker[0] and prompt[at : at + length] == marker]
+
+
+def _marker(llm: Llama) -> list[int]:
+    """The tokens before each user message: what the template writes there both at the beginning and later on."""
+    template = llm.metadata.get("tokenizer.chat_template")
+    if not template:
+        return []
+    try:
+        first, later = _before_messages(template)
+        text = _common_end(first, later)
+        tokens = llm.tokenize(text.encode(), add_bos=False, special=True)
+    except Exception:  # a template is a program of the model file's: whatever it raises, there are no markers
+        return []
+    return [int(token) for token in tokens] if len(tokens) <= _MARKER_TOKENS_MAX else []
+
+
+def _before_messages(template: str) -> tuple[str, str]:
+    """What the template writes before a first message, and between an answer and the next message."""
+    formatter = Jinja2ChatFormatter(template, eos_token="", bos_token="", add_generation_prompt=False)
+    text = formatter(
+        messages=[
+            {"role": "user", "content": _FIRST},
+            {"role": "assistant", "content": _ANSWER},
+            {"role": "user", "content": _SECOND},
+        ]
+    ).prompt
+    return text[: text.index(_FIRST)], text[text.index(_ANSWER) + len(_ANSWER) : text.index(_SECOND)]
+
+
+def _common_end(a: str, b: str) -> str:
+    pairs = zip(reversed(a), reversed(b), strict=False)
+    same = list(takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return a[len(a) - len(same) :]
