@@ -172,7 +172,7 @@ def select_rows(blob: memoryview, layout: Layout, start: int, end: int) -> memor
         at = tensor.data + tensor.runs * tensor.cell_bytes * section.cells
         table = np.frombuffer(blob, np.uint8, at - tensor.data, tensor.data)
         parts.append(table.reshape(tensor.runs, section.cells, tensor.cell_bytes)[:, keep].tobytes())
-    return memoryview(b"".join([*parts, layout.tail]))
+    return memoryview(b"".join([*parts, blob[at : section.end], layout.tail]))
 
 
 def blank_rows(like: memoryview, layout: Layout, first: int, count: int) -> memoryview:
@@ -185,7 +185,7 @@ def blank_rows(like: memoryview, layout: Layout, first: int, count: int) -> memo
     for tensor in section.tensors:
         parts += [like[at : tensor.data], bytes(tensor.runs * tensor.cell_bytes * count)]
         at = tensor.data + tensor.runs * tensor.cell_bytes * section.cells
-    return memoryview(b"".join([*parts, layout.tail]))
+    return memoryview(b"".join([*parts, like[at : section.end], layout.tail]))
 
 
 def check_rows(blob: memoryview, layout: Layout, start: int, end: int) -> None:

@@ -35,12 +35,11 @@ def _marker(llm: Llama) -> list[int]:
     if not template:
         return []
     try:
-        first, later = _before_messages(template)
-        text = _common_end(first, later)
-        tokens = llm.tokenize(text.encode(), add_bos=False, special=True)
+        first, later = (llm.tokenize(text.encode(), add_bos=False, special=True) for text in _before_messages(template))
     except Exception:  # a template is a program of the model file's: whatever it raises, there are no markers
         return []
-    return [int(token) for token in tokens] if len(tokens) <= _MARKER_TOKENS_MAX else []
+    tokens = _common_end(first, later)  # of tokens: a tokenizer may put a space before each text
+    return tokens if len(tokens) <= _MARKER_TOKENS_MAX else []
 
 
 def _before_messages(template: str) -> tuple[str, str]:
@@ -56,7 +55,7 @@ def _before_messages(template: str) -> tuple[str, str]:
     return text[: text.index(_FIRST)], text[text.index(_ANSWER) + len(_ANSWER) : text.index(_SECOND)]
 
 
-def _common_end(a: str, b: str) -> str:
+def _common_end(a: list[int], b: list[int]) -> list[int]:
     pairs = zip(reversed(a), reversed(b), strict=False)
     same = list(takewhile(lambda pair: pair[0] == pair[1], pairs))
     return a[len(a) - len(same) :]
