@@ -146,12 +146,14 @@ class Store:
         meta: bytes = b"",
         parent: bytes | None = None,
         namespace: bytes = b"",
+        give: bool = False,
     ) -> PutOutcome:
         """Store one block: the last put of a key wins, and identical bytes cost no disk write.
 
         The buffers (flat or not, contiguous, bytes-like) are copied once, so the caller may reuse them;
-        ``bytes`` objects are kept as they are, uncopied. No disk I/O happens on this thread, but a full
-        write queue makes it wait or skip, as configured.
+        ``bytes`` objects are kept as they are, uncopied. With ``give`` no buffer is copied: they are the store's
+        from here on, nothing may change them any more, and the whole memory of each is kept as long as its
+        block is. No disk I/O happens on this thread, but a full write queue makes it wait or skip, as configured.
 
         Raises :class:`kvtier.LimitError`, :class:`kvtier.ReadOnlyStore`.
         """
@@ -160,7 +162,7 @@ class Store:
         check_meta(meta)
         views = byte_views(buffers, self._value_bytes_max)
         parent_id = NO_PARENT if parent is None else self._wanted(parent, namespace).block_id
-        block = RamBlock(namespace, key, parent_id, meta, tuple(owned(v) for v in views))
+        block = RamBlock(namespace, key, parent_id, meta, tuple(v.toreadonly() if give else owned(v) for v in views))
         self._signals.count("puts")
         back = self._back
         if back is None:

@@ -109,6 +109,22 @@ def test_only_what_is_not_live_is_read(model: Models, store: Store) -> None:
     assert engine.next_token(llm, prompt[699:]) == expected
 
 
+def test_behind_a_window_rows_that_are_live_are_not_read_again(model: Models, store: Store) -> None:
+    llm = model(GEMMA)
+    shared = engine.prompt(llm, 768)
+    one, other = ([*shared, *engine.words(llm, text)] for text in (" One ends like this." * 40, " The other so." * 40))
+    session = engine.stored(llm, store, one, reproducible=True)
+    assert session.position(one) == len(one) - 1
+    whole = session.stats.bytes_restored
+    expected = engine.next_token(llm, one[-1:])
+    engine.evaluate(engine.fresh(llm), other)
+    assert session.position(one) == len(one) - 1
+    read = session.stats.bytes_restored - whole
+    saved = session.explain(one).bytes_to_read - read
+    assert saved == pytest.approx(768 * engine.ROW_BYTES["gemma3"], rel=0.01)
+    assert engine.next_token(llm, one[-1:]) == expected
+
+
 def test_a_live_context_that_covers_the_prompt_is_never_restored(model: Models, store: Store) -> None:
     llm = model(SMOL)
     prompt = engine.prompt(llm, 300)

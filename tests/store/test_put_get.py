@@ -172,6 +172,23 @@ def test_a_hit_in_ram_is_the_very_bytes(tmp_path: Path) -> None:
         assert many.buffers[0].obj is value
 
 
+def test_a_buffer_that_is_given_is_not_copied(tmp_path: Path) -> None:
+    value = bytearray(noise(1, 5000))
+    given = memoryview(value)[8:]
+    with Store.open(config(tmp_path, ram=MIB)) as store:
+        store.put(b"k", given, give=True)
+        hit = store.get(b"k")
+        assert isinstance(hit, Hit)
+        assert address(hit.buffers[0]) == address(given)
+        assert hit.buffers[0].readonly
+        store.put(b"copied", given)
+        other = store.get(b"copied")
+        assert isinstance(other, Hit)
+        assert address(other.buffers[0]) != address(given)
+    with Store.open(config(tmp_path, ram=MIB)) as store:
+        assert value_of(store.get(b"k")) == bytes(given)
+
+
 def test_a_block_from_disk_is_copied_by_no_later_hit(tmp_path: Path) -> None:
     c = config(tmp_path, ram=MIB)
     with Store.open(c) as store:

@@ -59,10 +59,13 @@ class Binding(Lookup):
         self.stored: Tokens = np.empty(0, dtype=np.int32)
         self.pieces: list[Piece] = []
 
-    def put(self, key: bytes, value: memoryview | bytes, meta: bytes, parent: bytes | None) -> bool:
-        """Whether the store took it."""
-        if not self.store.put(key, value, meta=meta, parent=parent, namespace=self.namespace):
+    def put(
+        self, key: bytes, value: memoryview | bytes, meta: bytes, parent: bytes | None, *, give: bool = False
+    ) -> bool:
+        """Whether the store took it. ``give``: nobody else has the value's memory."""
+        if not self.store.put(key, value, meta=meta, parent=parent, namespace=self.namespace, give=give):
             self.stats.captures_skipped += 1
+            self.unusable.add(key)  # it may be in RAM, but not to stay
             return False
         self.unusable.discard(key)
         return True
@@ -74,8 +77,8 @@ class Binding(Lookup):
         self.stored = tokens[: pieces[-1].end if pieces else 0].copy()
 
     def empty(self) -> None:
-        """Drop the whole sequence: what follows any doubt about it."""
-        self.held.hold(self.held.tokens, 0)
+        """Drop the whole sequence: what follows any doubt about it. What is stored is looked up again too."""
+        self.holds(self.held.tokens, (), 0)
         self.native.clear()
 
 

@@ -204,26 +204,32 @@ class Attachment:
         What is before the last checkpoint inside the prompt is evaluated here: an interrupted long document goes
         on at the last capture.
         """
-        *_, done = self._segments(prompt)
-        if self.session.options.reproducible and len(prompt) - done > 1:
-            self._llm.eval(prompt[done:-1])
-            done = len(prompt) - 1
+        session = self.session
+        done = session.position(prompt)
+        for position in self._segments(prompt, done):
+            session.capture(tail=session.checkpoints, checkpoint=True)
+            done = position
+        done = self._all_but_last(prompt, done)
         return prompt[done:]
 
-    def _segments(self, prompt: list[int]) -> Iterator[int]:
-        """Bring ``prompt`` into the context up to its last checkpoint but the end: how far it is, each time.
+    def _segments(self, prompt: list[int], start: int) -> Iterator[int]:
+        """Evaluate ``prompt`` from ``start`` up to its last checkpoint but the end: how far it is, each time.
 
         The segments are whole batches where nothing else decides, so that they are those that ``eval`` would
         have made of the whole.
         """
-        llm, session = self._llm, self.session
-        done = session.position(prompt)
-        yield done
-        for position in self._checkpoints(prompt, done):
-            llm.eval(prompt[done:position])
+        done = start
+        for position in self._checkpoints(prompt, start):
+            self._llm.eval(prompt[done:position])
             done = position
-            session.capture(tail=session.checkpoints, checkpoint=True)
             yield done
+
+    def _all_but_last(self, prompt: list[int], done: int) -> int:
+        """With ``reproducible``, evaluate what leaves the last token for a batch of its own; how far it is then."""
+        if self.session.options.reproducible and len(prompt) - done > 1:
+            self._llm.eval(prompt[done:-1])
+            return len(prompt) - 1
+        return done
 
     def _checkpoints(self, prompt: list[int], start: int) -> list[int]:
         """Where checkpoints are taken inside ``prompt``. Plain attention is only captured every so often."""
@@ -250,27 +256,32 @@ class Attachment:
     def read(self, tokens: Sequence[int], progress: Callable[[Progress], None] | None = None) -> Progress:
         """Evaluate a long document in segments, each stored before the next one: to be gone on from after a kill.
 
-        ``progress`` is called before the first segment and after each. What it reports as done is durable: the
-        same call in a new process evaluates the rest only. A prompt that begins with ``tokens`` then goes on
-        behind them. Raises ``ValueError`` if the context cannot hold ``tokens``, and what ``Llama.eval`` raises.
+        ``progress`` is called before the first segment and after each. What it reports as done is durable, unless
+        ``stats.errors`` counts a failure of the store: the same call in a new process evaluates the rest only. A
+        prompt that begins with ``tokens`` then goes on behind them. Raises ``ValueError`` if the context cannot
+        hold ``tokens``, and what ``Llama.eval`` and ``progress`` raise.
         """
         prompt, session = list(tokens), self.session
         if len(prompt) > self._llm.n_ctx():
             raise ValueError(f"{len(prompt)} tokens in a context of {self._llm.n_ctx()}")
-        restored = -1
-        for done in self._segments(prompt):
-            restored = done if restored < 0 else restored
-            session.flush()
+        self._turn = object()
+        restored = session.restore(prompt)
+        for done in self._to_end(prompt, restored):
+            session.persist()
             if progress:
                 progress(Progress(len(prompt), done, restored))
-        if session.held < len(prompt):
-            self._llm.eval(prompt[session.held :])
-        session.capture(checkpoint=True)
-        session.flush()
-        last = Progress(len(prompt), len(prompt), restored)
-        if progress:
-            progress(last)
-        return last
+        return Progress(len(prompt), len(prompt), restored)
+
+    def _to_end(self, prompt: list[int], start: int) -> Iterator[int]:
+        """Evaluate ``prompt`` from ``start`` to its end: how far it is, from the beginning on."""
+        yield start
+        done = start
+        for done in self._segments(prompt, start):
+            yield done
+        if done < len(prompt):
+            done = self._all_but_last(prompt, done)
+            self._llm.eval(prompt[done:])
+            yield len(prompt)
 
     def _save_state(self) -> LlamaState:
         self.session.capture(checkpoint=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from kvtier import LimitError
 from kvtier_adapters.llama_cpp.binding import Binding, common_prefix
+from kvtier_adapters.llama_cpp.checkpoints import first_needed
 from kvtier_adapters.llama_cpp.held import Tokens
-from kvtier_adapters.llama_cpp.snapshots import Snapshot, chunk_key, cut, snapshot_key
-from kvtier_adapters.llama_cpp.state import check_rows, check_window
+from kvtier_adapters.llama_cpp.snapshots import Snapshot, chunk_key, content_hash, cut, snapshot_key
+from kvtier_adapters.llama_cpp.state import check_recurrent, check_rows, check_window
 from kvtier_adapters.llama_cpp.thinning import Thinner
 from kvtier_adapters.prefix import Piece, PrefixKeys, new_pieces
 
@@ -21,6 +22,7 @@ class Recorder:
         self._to = binding
         self._thinner = Thinner(binding)
         self._piece_tokens_max = binding.options.block_tokens
+        self._measured = not binding.memory.n_swa
 
     def record(self, tokens: Tokens, *, checkpoint: bool) -> None:
         """Store the rows of ``tokens``, the first in the context, and with ``checkpoint`` what going back to the
@@ -52,6 +54,7 @@ class Recorder:
             to.pieces = next(to.prefixes(keys), [])
         start = to.pieces[-1].end if to.pieces else 0
         to.stored = tokens[:start]
+        self._measure_window()
         while start < len(tokens):
             piece = next(new_pieces(keys, start, len(tokens), self._piece_tokens_max))
             try:
@@ -67,13 +70,22 @@ class Recorder:
             to.stored = tokens[:start]
         return True
 
+    def _measure_window(self) -> None:
+        """Keep pieces so small that the window's rows of one, too, are a value of this store."""
+        if not self._measured:
+            last = self._to.native.pos_max
+            row = self._to.native.capture_window(last, last + 1).nbytes
+            most = self._to.store.config.store.value_bytes_max // row
+            self._piece_tokens_max = max(1, min(self._piece_tokens_max, most))
+            self._measured = True
+
     def _record_piece(self, piece: Piece, parent: bytes | None) -> bool:
         to = self._to
         blob: memoryview | bytes = b""
         if to.memory.layout:
             blob = to.native.capture_rows(piece.start, piece.end)
             check_rows(blob, to.memory.layout, piece.start, piece.end)
-        if not to.put(piece.key, blob, piece.meta, parent):
+        if not to.put(piece.key, blob, piece.meta, parent, give=True):
             return False
         to.stats.pieces_captured += 1
         to.stats.bytes_captured += len(blob)
@@ -88,9 +100,10 @@ class Recorder:
         assert to.memory.layout is not None
         needed, oldest = to.ring.needed_from(end), to.native.pos_min
         if to.memory.recurrent:  # its position is the last one: the window is there if the context is just here
-            oldest = needed if at_end else -1
-        if not 0 <= oldest <= needed:
+            oldest = first_needed(end, to.ring.n_swa) if at_end else -1
+        if not 0 <= oldest <= first_needed(end, to.ring.n_swa):
             return False  # a part of the window as of here is no longer in the context
+        needed = max(needed, oldest)  # the row before may be gone: its cell is anyone's in a shared context
         for piece in to.pieces:
             if not needed < piece.end <= end:
                 continue
@@ -101,7 +114,7 @@ class Recorder:
             part = Piece(first, piece.end, to.window_key(piece))
             blob = to.native.capture_window(part.start, part.end)
             check_window(blob, to.memory.layout.window, part.start, part.end)
-            if not to.put(part.key, blob, part.meta, piece.key):
+            if not to.put(part.key, blob, part.meta, piece.key, give=True):
                 return False
             to.stats.checkpoint_bytes += blob.nbytes
         return True
@@ -112,11 +125,16 @@ class Recorder:
         if to.snapshot(piece) is not None:
             return
         blob = to.native.capture_snapshot()
+        if to.memory.recurrent:
+            check_recurrent(blob, to.memory.recurrent, piece.end)
         chunks = cut(blob)
-        snapshot = Snapshot(snapshot_key(piece.key, to.secret), piece.end, len(chunks), blob.nbytes)
+        key = snapshot_key(piece.key, to.secret)
+        snapshot = Snapshot(key, piece.end, len(chunks), blob.nbytes, content_hash(blob))
         for number in reversed(range(len(chunks))):  # the first says that all are there
-            key = chunk_key(snapshot.key, number, to.secret)
-            if not to.put(key, chunks[number], snapshot.meta(number), piece.key):
+            chunk = chunk_key(key, number, to.secret)
+            if not to.has_block(chunk, snapshot.meta(number)) and not to.put(
+                chunk, chunks[number], snapshot.meta(number), piece.key
+            ):
                 return
         to.unusable.discard(snapshot.key)
         to.stats.checkpoint_bytes += blob.nbytes

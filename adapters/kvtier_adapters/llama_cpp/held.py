@@ -46,14 +46,18 @@ class LlamaTokens:
 
     @property
     def tokens(self) -> Tokens:
-        n_tokens = int(self._llm.n_tokens)
-        held: Tokens = self._llm.input_ids[: min(n_tokens, self._seen) if self._watching else n_tokens]
+        held: Tokens = self._llm.input_ids[: 0 if self.foreign else self.counted]
         return held
 
     @property
+    def counted(self) -> int:
+        """What the ``Llama`` says."""
+        return int(self._llm.n_tokens)
+
+    @property
     def foreign(self) -> bool:
-        """The context holds something else behind the tokens."""
-        return self._watching and int(self._llm.n_tokens) > self._seen
+        """The context holds something else besides tokens that were seen: none of it can be trusted."""
+        return self._watching and self.counted > self._seen
 
     @property
     def capacity(self) -> int:
@@ -72,12 +76,12 @@ class LlamaTokens:
     def watch(self) -> None:
         """From here on each evaluation is told of; what is there now is trusted."""
         self._watching = True
-        self._seen = int(self._llm.n_tokens)
+        self._seen = self.counted
 
-    def evaluated(self, count: int) -> None:
-        """The last ``count`` tokens were evaluated just now, behind those that are counted."""
-        if int(self._llm.n_tokens) - count <= self._seen:
-            self._seen = int(self._llm.n_tokens)
+    def evaluated_from(self, start: int) -> None:
+        """The tokens from ``start`` on were evaluated just now, behind those that were counted."""
+        if start <= self._seen:
+            self._seen = self.counted
 
     def forget(self) -> None:
         """The context was reset."""
@@ -87,10 +91,11 @@ class LlamaTokens:
 class SequenceTokens:
     """Those of a sequence whose user decodes itself and says what: see :meth:`.SequenceSession.decoded`."""
 
+    logits_ready = False  # those of the last decode may be another sequence's
+
     def __init__(self, capacity: int) -> None:
         self._tokens: Tokens = np.zeros(capacity, dtype=np.int32)
         self._length = 0
-        self.logits_ready = False
 
     @property
     def tokens(self) -> Tokens:
@@ -103,7 +108,6 @@ class SequenceTokens:
     def hold(self, tokens: Tokens, length: int) -> None:
         self._tokens[:length] = tokens[:length]
         self._length = length
-        self.logits_ready = False
 
     def append(self, tokens: Tokens) -> None:
         """``tokens`` were decoded behind the others. ``ValueError`` if the context cannot hold them."""
@@ -112,4 +116,3 @@ class SequenceTokens:
             raise ValueError(f"{end} tokens in a context of {self.capacity}")
         self._tokens[self._length : end] = tokens
         self._length = end
-        self.logits_ready = len(tokens) > 0

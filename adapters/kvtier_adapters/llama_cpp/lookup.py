@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvtier_adapters.llama_cpp.checkpoints import first_needed
 from kvtier_adapters.llama_cpp.fingerprint import Fingerprint
 from kvtier_adapters.llama_cpp.held import Tokens
 from kvtier_adapters.llama_cpp.snapshots import Snapshot, chunk_key, read_meta, snapshot_key
@@ -33,6 +34,10 @@ class Plan:
     @property
     def end(self) -> int:
         return self.pieces[-1].end
+
+    def window_from(self, n_swa: int) -> int:
+        """The first row of the window that is restored."""
+        return max(needed_from(self.end, n_swa), self.window[0].start)
 
 
 class Lookup:
@@ -86,7 +91,7 @@ class Lookup:
         """The stored snapshot as of the end of a piece; only its first chunk is looked up."""
         key = snapshot_key(piece.key, self.secret)
         first = chunk_key(key, 0, self.secret)
-        if key in self.unusable or key in missing or first in missing:
+        if not self.unusable.isdisjoint((key, first)) or key in missing or first in missing:
             return None
         info = self.store.info(first, namespace=self.namespace)
         return None if info is None else read_meta(key, piece.end, info.meta)
@@ -101,8 +106,12 @@ class Lookup:
 
     def has(self, piece: Piece) -> bool:
         """Whether exactly this piece is stored."""
-        info = self.store.info(piece.key, namespace=self.namespace)
-        return info is not None and info.meta == piece.meta and piece.key not in self.unusable
+        return self.has_block(piece.key, piece.meta)
+
+    def has_block(self, key: bytes, meta: bytes) -> bool:
+        """Whether a block is stored with this metadata."""
+        info = self.store.info(key, namespace=self.namespace)
+        return info is not None and info.meta == meta and key not in self.unusable
 
     def plan(self, keys: PrefixKeys, most: int, missing: Collection[bytes] = ()) -> Plan | None:
         """The longest stored prefix that can be restored. Reads no payload.
@@ -113,18 +122,18 @@ class Lookup:
         for pieces in self.prefixes(keys, missing):
             if self.snapshots and pieces[-1].end > most:
                 continue
-            window = self._window_of(pieces, missing)
+            window = self._window_of(pieces, min(most, pieces[-1].end), missing)
             snapshot = self.snapshot(pieces[-1], missing) if self.snapshots else None
             if window is not None and bool(snapshot) == self.snapshots:
                 return Plan(pieces, window, snapshot)
         return None
 
-    def _window_of(self, pieces: Sequence[Piece], missing: Collection[bytes]) -> list[Piece] | None:
-        """The stored rows of the window as of the end of ``pieces``, or None where one that is needed is missing."""
+    def _window_of(self, pieces: Sequence[Piece], resume: int, missing: Collection[bytes]) -> list[Piece] | None:
+        """The stored rows of the window that ends with ``pieces``; None where one that ``resume`` needs is missing."""
         window: list[Piece] = []
         if self.n_swa == 0:
             return window
-        needed = needed_from(pieces[-1].end, self.n_swa)
+        needed = first_needed(resume, self.n_swa)
         for piece in reversed(pieces):
             if piece.end <= needed:
                 break

@@ -20,7 +20,6 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-import numpy.typing as npt
 
 from kvtier_adapters.llama_cpp.context import Context
 from kvtier_adapters.llama_cpp.memory import FULL, PARTIAL, Memory, scratch_ids
@@ -65,7 +64,6 @@ class SequenceState:
         self.valid_from = 0
         """Window rows before this position are blank: see :mod:`.window`."""
         self._scratch, self._holder = scratch_ids()
-        self._buffer: npt.NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
 
     @property
     def pos_min(self) -> int:
@@ -94,26 +92,29 @@ class SequenceState:
             self._release(self._scratch)
             self._release(self._holder)
 
-    def capture_rows(self, start: int, end: int) -> memoryview:
-        """The rows ``[start, end)`` as a canonical blob, without window rows.
+    def drop_window(self) -> None:
+        """Drop the window's rows and keep the others: a load drops them first, and is then refused."""
+        self.valid_from = 0
+        with _muted():
+            self._try_set(memoryview(refused_blob()), self.sequence, PARTIAL)
+        if self._size(self.sequence, PARTIAL) != empty_bytes(self._layout.window):
+            raise NativeError("rows of a window are left")
 
-        The view is of a buffer that the next capture overwrites.
-        """
+    def capture_rows(self, start: int, end: int) -> memoryview:
+        """The rows ``[start, end)`` as a canonical blob, without window rows; its memory is the caller's."""
         return self._capture_range(start, end, FULL, self._layout)
 
     def capture_window(self, start: int, end: int) -> memoryview:
-        """The rows ``[start, end)`` of the sliding window's layers as a canonical partial blob; buffer as above.
+        """The rows ``[start, end)`` of the sliding window's layers as a canonical partial blob; memory as above.
 
         ``start`` is at least ``end - n_swa``: older rows are no part of a window that reaches ``end``.
         """
         return self._capture_range(start, end, PARTIAL, self._layout.window)
 
     def capture_snapshot(self) -> memoryview:
-        """What the rows do not tell of the sequence as it is now: see :class:`.Memory`; buffer as above."""
-        flags = self.memory.snapshot_flags
-        size = self._size(self.sequence, flags)
-        blob = self._read(self.sequence, flags, size, headroom=0)
-        if self.memory.rows and self.memory.recurrent:
+        """What the rows do not tell of the sequence as it is now: see :class:`.Memory`; memory as above."""
+        blob = self._read(self.sequence, self.memory.snapshot_flags)
+        if self.memory.recurrent:
             return memoryview(recurrent_only(blob, self.memory.recurrent))
         return blob
 
@@ -148,26 +149,30 @@ class SequenceState:
         llama_cpp.llama_memory_seq_cp(self.context.memory, self.sequence, self._scratch, start, end)
         headroom = HEADROOM_PER_CELL * (end - start)
         try:
-            size = self._size(self._scratch, flags)
-            self._read(self._scratch, flags, size, headroom)
+            buffer = self._read(self._scratch, flags, headroom)
         finally:
             self._release(self._scratch)
-        return canonical(self._buffer.data[: headroom + size], headroom, layout)
+        blob = canonical(buffer, headroom, layout)
+        return (
+            blob if blob.nbytes > buffer.nbytes // 2 else memoryview(bytes(blob))
+        )  # not with a window that is dropped
 
     def _size(self, sequence: int, flags: int) -> int:
         return int(llama_cpp.llama_state_seq_get_size_ext(self.context.handle, sequence, flags))
 
-    def _read(self, sequence: int, flags: int, size: int, headroom: int) -> memoryview:
-        if len(self._buffer) < headroom + size:
-            self._buffer = np.empty(headroom + size, dtype=np.uint8)
-        target = ctypes.cast(self._buffer.ctypes.data + headroom, _U8P)
+    def _read(self, sequence: int, flags: int, headroom: int = 0) -> memoryview:
+        """The state of a sequence, behind ``headroom`` bytes, in new memory: that is copied to once, by llama.cpp."""
+        size = self._size(sequence, flags)
+        buffer = np.empty(headroom + size, dtype=np.uint8)
+        target = ctypes.cast(buffer.ctypes.data + headroom, _U8P)
         wrote = int(llama_cpp.llama_state_seq_get_data_ext(self.context.handle, target, size, sequence, flags))
         if wrote != size or size == 0:
             raise NativeError(f"{wrote} of {size} bytes captured")
-        return self._buffer.data[headroom : headroom + size]
+        return buffer.data
 
     def _append(self, blob: memoryview, flags: int, sequence: int) -> None:
-        self._set(blob, self._scratch, flags)
+        with _muted() if self.memory.recurrent else contextlib.nullcontext():  # it has no cell for scratch, and says so
+            self._set(blob, self._scratch, flags)
         llama_cpp.llama_memory_seq_cp(self.context.memory, self._scratch, sequence, -1, -1)
         self._release(self._scratch)
 

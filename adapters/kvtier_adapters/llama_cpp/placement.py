@@ -35,8 +35,9 @@ def checkpoints_of(
 
 
 def _regular(start: int, end: int, step: int) -> Iterable[int]:
-    """Every ``step`` tokens, unless little is left behind."""
-    return (position for position in range(start + step, end, step) if end - position > step // 2)
+    """The multiples of ``step``, unless little is left behind: the same ones wherever a prompt goes on."""
+    first = start - start % step + step
+    return (position for position in range(first, end, step) if end - position > step // 2)
 
 
 def _of_messages(messages: Sequence[int], min_step: int) -> Iterable[int]:

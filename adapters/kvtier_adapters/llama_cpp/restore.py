@@ -125,14 +125,16 @@ class Restorer:
     def _keep_live(self, plan: Plan, tokens: Tokens) -> list[Piece]:
         """The plan's pieces whose rows are live and stay; all else in the context is dropped.
 
-        With a window or a snapshot nothing stays: they cannot be dropped alone.
+        Behind recurrent layers nothing stays: no row can be dropped alone.
         """
         to, native = self._to, self._to.native
-        common = 0 if to.memory.checkpoints else common_prefix(to.held.tokens, tokens)
+        common = 0 if to.memory.snapshots else common_prefix(to.held.tokens, tokens)
         kept = [piece for piece in plan.pieces if piece.end <= common]
         to.held.hold(tokens, 0)  # until all is there: whatever happens, the next evaluation starts from zero
         if kept:
             native.truncate(kept[-1].end)
+            if to.memory.n_swa:
+                native.drop_window()
         else:
             native.clear()
         return kept
@@ -142,7 +144,7 @@ class Restorer:
         to, native, ring = self._to, self._to.native, self._to.ring
         assert to.memory.layout is not None
         layout = to.memory.layout.window
-        needed = ring.needed_from(plan.end)
+        needed = plan.window_from(ring.n_swa)
         for cells in ring.layout(needed, end):
             if isinstance(cells, Gap):
                 for _, count in _steps(0, cells.cells, ring.n_swa - 1):  # a row outside of a window may be overwritten
@@ -161,20 +163,21 @@ class Restorer:
         """False if it could not be had whole."""
         to = self._to
         blob = bytearray()
-        for found in chunks:
+        intact = True
+        for number, found in enumerate(chunks):
             chunk = self._blob(found)
             if chunk is None:
                 to.unusable.add(snapshot.key)  # until it is captured again
                 return False
             blob += chunk
-            chunk.release()
+            intact = intact and isinstance(found, Hit) and found.meta == snapshot.meta(number)
         try:
-            if len(blob) != snapshot.nbytes:
-                raise StateLayoutError(f"a snapshot of {len(blob)} bytes, not {snapshot.nbytes}")
+            if not intact or len(blob) != snapshot.nbytes:
+                raise StateLayoutError("chunks that are not those of the snapshot")
             to.native.restore_snapshot(memoryview(blob), snapshot.end)
         except StateLayoutError:
             to.stats.misses["block malformed"] += 1
-            to.unusable.add(snapshot.key)
+            to.unusable.update([snapshot.key, *snapshot.keys(to.secret)])
             return False
         return True
 
@@ -208,7 +211,7 @@ class Restorer:
     def _check_complete(self, plan: Plan, end: int) -> None:
         native = self._to.native
         first, last = native.pos_min, native.pos_max
-        oldest = self._to.ring.needed_from(plan.end) if plan.window else 0
+        oldest = plan.window_from(self._to.ring.n_swa) if plan.window else 0
         if self._to.memory.snapshots:
             oldest = end - 1  # a recurrent state has its last position only
         if last != end - 1 or not 0 <= first <= oldest:

@@ -8,8 +8,9 @@ deepest position that has one.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kvtier import ReadOnlyStore
@@ -96,6 +97,14 @@ class Session:
             self._read_only = True
         except Exception as error:
             self._count(error)
+
+    def persist(self) -> None:
+        """Capture all that the sequence holds and wait until it is durable: again, where the write queue was full."""
+        skipped = -1
+        while skipped != self.stats.captures_skipped:
+            skipped = self.stats.captures_skipped
+            self.capture(checkpoint=True)
+            self.flush()
 
     def position(self, prompt: Sequence[int] | Tokens) -> int:
         """Bring the sequence to the longest prefix of ``prompt`` that is live or stored, whichever helps.
@@ -224,11 +233,14 @@ class LlamaSession(Session):
         self._tokens.watch()
 
     def evaluate(self, tokens: Sequence[int], evaluate: Callable[[Sequence[int]], object]) -> None:
-        """Call ``evaluate``, which decodes ``tokens`` behind those in the context, and count them."""
-        with self._busy:
-            evaluate(tokens)
-        self._tokens.evaluated(len(tokens))
-        self.stats.tokens_evaluated += len(tokens)
+        """Call ``evaluate``, which decodes ``tokens`` behind those in the context, and count those that were."""
+        before = self._tokens.counted
+        try:
+            with self._busy:
+                evaluate(tokens)
+        finally:
+            self._tokens.evaluated_from(before)
+            self.stats.tokens_evaluated += self._tokens.counted - before
 
     def reset(self) -> None:
         """The ``Llama`` was reset."""
@@ -283,11 +295,20 @@ class LlamaSession(Session):
 
 def _refusal_of_llama(llm: Llama) -> str:
     """Why the way that this ``Llama`` is used leaves nothing to restore; empty if it does not."""
-    if hasattr(llm.chat_handler, "clip_model_path"):
+    if any(callable(handler) and hasattr(handler, "clip_model_path") for handler in _handlers(llm.chat_handler)):
         return "multimodal chat handler"
     if llm._logits_all and llm.draft_model is None:
         return "logits_all: a restored prefix has no logits"
     return ""
+
+
+def _handlers(handler: object) -> Iterator[object]:
+    """A chat handler, and what it wraps: ``functools.partial``, or a function within one as ``llama_cpp.server``'s."""
+    yield handler
+    yield getattr(handler, "func", None)
+    for cell in getattr(handler, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # an empty one
+            yield cell.cell_contents
 
 
 class SequenceSession(Session):

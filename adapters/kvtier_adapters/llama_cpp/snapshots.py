@@ -3,8 +3,8 @@
 A snapshot is one blob, cut into chunks where its *content* says so (after Muthitacharoen, Chen and Mazières, "A
 Low-bandwidth Network File System", 2001), so that two snapshots that share long runs of bytes share chunks,
 and the store keeps those once. Chunk ``i`` of the snapshot as of a position has the key
-``derive(derive(key(position)), i)``; its metadata says how many there are. One that is missing makes the whole
-snapshot a miss.
+``derive(derive(key(position)), i)``; its metadata says how many there are and of what snapshot. One that is missing,
+or another one's, makes the whole snapshot a miss.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
+from blake3 import blake3
 
 from kvtier_adapters.prefix import derive
 
-CHUNK_MIN = 64 << 10
-CHUNK_MAX = 1 << 20
-_MEAN_BITS = 16  # a candidate every 2**16 words of 4 bytes: 256 KiB
+CHUNK_MIN = 32 << 10
+CHUNK_MAX = 512 << 10
+_MEAN_BITS = 14  # a candidate every 2**14 words of 4 bytes: 64 KiB
 
-_META = struct.Struct("<4sIIIQ")  # tag, position, number of this chunk, chunks, bytes of the snapshot
+_META = struct.Struct("<4sIIIQ16s")  # tag, position, number of this chunk; chunks, bytes and hash of the snapshot
+_HASH_BYTES = 16
 _META_TAG = b"kvs1"
 _SNAPSHOT = b"kvtier.snapshot"
 _CHUNKS_MAX = 1 << 24
@@ -36,13 +38,15 @@ class Snapshot:
     end: int
     chunks: int
     nbytes: int
+    content: bytes
+    """Hash of all of it: what was captured at the same position another time may differ in few bits."""
 
     def keys(self, secret: bytes) -> list[bytes]:
         return [chunk_key(self.key, number, secret) for number in range(self.chunks)]
 
     def meta(self, number: int) -> bytes:
         """The metadata of chunk ``number``."""
-        return _META.pack(_META_TAG, self.end, number, self.chunks, self.nbytes)
+        return _META.pack(_META_TAG, self.end, number, self.chunks, self.nbytes, self.content)
 
 
 def snapshot_key(position_key: bytes, secret: bytes) -> bytes:
@@ -59,10 +63,15 @@ def read_meta(key: bytes, end: int, meta: bytes) -> Snapshot | None:
     """The snapshot that a first chunk's metadata speaks of; None if it is none as of ``end``."""
     if len(meta) != _META.size:
         return None
-    tag, position, number, chunks, nbytes = _META.unpack(meta)
+    tag, position, number, chunks, nbytes, content = _META.unpack(meta)
     if tag != _META_TAG or position != end or number != 0 or not 1 <= chunks <= _CHUNKS_MAX:
         return None
-    return Snapshot(key, end, chunks, nbytes)
+    return Snapshot(key, end, chunks, nbytes, content)
+
+
+def content_hash(blob: memoryview) -> bytes:
+    """What tells a snapshot from another one of the same position."""
+    return blake3(blob).digest(_HASH_BYTES)
 
 
 def cut(blob: memoryview) -> list[memoryview]:

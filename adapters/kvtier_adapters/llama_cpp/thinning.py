@@ -42,11 +42,12 @@ class Thinner:
             return sum(part.nbytes for part in parts if part.serves(positions))
 
         kept = thin(ends, cost, most)
+        left = [part for part in parts if part.serves(kept)]
         for part in parts:
-            if not part.serves(kept):
+            if part not in left:
                 for key in part.keys:
                     to.store.delete(key, namespace=to.options.namespace)
-        to.stats.checkpoints_thinned += len(ends) - len(kept)
+        to.stats.checkpoints_thinned += sum(not any(part.serves([end]) for part in left) for end in ends)
 
     def _parts(self, piece: Piece) -> list[_Part]:
         """What the store has of checkpoints under the key of one piece."""

@@ -35,10 +35,10 @@ def _marker(llm: Llama) -> list[int]:
     if not template:
         return []
     try:
-        first, later = (llm.tokenize(text.encode(), add_bos=False, special=True) for text in _before_messages(template))
+        first, later = (_tokens_before(llm, text) for text in _before_messages(template))
     except Exception:  # a template is a program of the model file's: whatever it raises, there are no markers
         return []
-    tokens = _common_end(first, later)  # of tokens: a tokenizer may put a space before each text
+    tokens = _common_start(first[::-1], later[::-1])[::-1]  # of tokens: a tokenizer may put a space before each text
     return tokens if len(tokens) <= _MARKER_TOKENS_MAX else []
 
 
@@ -55,7 +55,12 @@ def _before_messages(template: str) -> tuple[str, str]:
     return text[: text.index(_FIRST)], text[text.index(_ANSWER) + len(_ANSWER) : text.index(_SECOND)]
 
 
-def _common_end(a: list[int], b: list[int]) -> list[int]:
-    pairs = zip(reversed(a), reversed(b), strict=False)
-    same = list(takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return a[len(a) - len(same) :]
+def _tokens_before(llm: Llama, text: str) -> list[int]:
+    """The tokens of ``text`` that are the same whatever is said behind it: its end may go into one with that."""
+    one, other = (llm.tokenize((text + said).encode(), add_bos=False, special=True) for said in ("yes", "No"))
+    return _common_start(one, other)
+
+
+def _common_start(a: list[int], b: list[int]) -> list[int]:
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
+    return [token for token, _ in pairs]
