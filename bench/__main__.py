@@ -2,6 +2,10 @@
 
 Figures go to ``bench/report/summary.json`` and from there into ``docs/benchmarks.md``; those of suites that
 were not run stay as they were. With ``--quick`` (small sizes, a few minutes) both go into ``.benchmarks/quick``.
+
+``python -m bench --workload FILE [--model FILE.gguf]`` replays recorded requests under the restore rules of
+:mod:`bench.rules` instead, and prints the tables; :mod:`bench.conversations` says what is in the file, and
+``bench/sample.jsonl`` is one.
 """
 
 from __future__ import annotations
@@ -10,13 +14,29 @@ import argparse
 import json
 import sys
 from functools import partial
+from pathlib import Path
 
-from bench import chat, opening, operations, report, storage, warm_ttft
+from bench import (
+    chat,
+    decode,
+    opening,
+    operations,
+    report,
+    restore_cost,
+    rules,
+    stall,
+    storage,
+    warm_ttft,
+)
 from bench.measure import Suite, machine
 
 SUITES: dict[str, Suite] = {
     "warm_ttft": warm_ttft.run,
+    "rules": rules.run,
+    "restore_cost": restore_cost.run,
     "chat": chat.run,
+    "stall": stall.run,
+    "decode": decode.run,
     "storage": storage.run,
     "opening": opening.run,
     "operations": operations.run,
@@ -28,7 +48,12 @@ def main() -> None:
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"default: all of {', '.join(SUITES)}")
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats")
     parser.add_argument("--json", action="store_true", help="print the figures of this run")
+    parser.add_argument("--workload", type=Path, metavar="FILE", help="replay this file's requests (suite rules)")
+    parser.add_argument("--model", type=Path, metavar="GGUF", help="replay with this model")
     options = parser.parse_args()
+    if options.workload or options.model:
+        _replay(options.workload, options.model, as_json=options.json)
+        return
     if unknown := set(options.suites) - set(SUITES):
         parser.error(f"no such suite: {', '.join(sorted(unknown))}")
     chosen = options.suites or list(SUITES)
@@ -39,6 +64,13 @@ def main() -> None:
         _say(name, f"written to {page}")
     if options.json:
         sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+
+
+def _replay(workload: Path | None, model: Path | None, *, as_json: bool) -> None:
+    """Print the figures of one replay; nothing is kept."""
+    figures = {"rules": rules.replay(workload, model, partial(_say, "rules"))}
+    text = json.dumps(figures, indent=2) if as_json else report.tables(figures, machine(), quick=False)
+    sys.stdout.write(text + "\n")
 
 
 def _say(suite: str, what: str) -> None:

@@ -1,17 +1,15 @@
-"""A conversation of six turns: what each turn writes; and whether saving slows the answer down."""
+"""A conversation of six turns: what each turn writes."""
 
 from __future__ import annotations
 
 import itertools
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from llama_cpp import Llama
 
-from bench.measure import alternate, kernel_bytes_written, spread
+from bench.measure import kernel_bytes_written
 from bench.workloads import model_files, prompt, questions
 from kvtier import Store
 from kvtier_adapters.llama_cpp import attach
@@ -19,20 +17,17 @@ from kvtier_adapters.llama_cpp.demo.worker import kv_bytes_per_token
 
 TURNS = 6
 _FIRST_TOKENS, _ANSWER_TOKENS = 1024, 64
-_SPEED_PROMPT_TOKENS = 512
 
 
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """For each model: the turns, bytes new and written; and tokens a second with saving on and off."""
+    """For each model: the turns, bytes new and written."""
     rows = []
     for name, model in model_files().items():
         llm = Llama(str(model), n_ctx=4096, flash_attn=True, verbose=False)
         row_bytes = kv_bytes_per_token(llm)
         say(f"{name}: {TURNS} turns")
         turns = _turns(llm, prompt(model, _FIRST_TOKENS), row_bytes)
-        say(f"{name}: decoding with saving on and off")
-        speed = _decode_speed(llm, prompt(model, _SPEED_PROMPT_TOKENS), 64 if quick else 256, 3 if quick else 7)
-        rows.append({"model": name, "kv_bytes_per_token": row_bytes, "turns": turns, "decode": speed})
+        rows.append({"model": name, "kv_bytes_per_token": row_bytes, "turns": turns})
         llm.close()
     return {"rows": rows}
 
@@ -73,31 +68,3 @@ def _answer(llm: Llama, asked: list[int]) -> list[int]:
     answer = list(itertools.islice(tokens, _ANSWER_TOKENS))
     tokens.close()
     return answer
-
-
-def _decode_speed(llm: Llama, start: list[int], answer_tokens: int, repeats: int) -> dict[str, Any]:
-    """Seconds from the first token of an answer to its end, everything captured; prompts differ, so that all is new."""
-    asked = questions()
-    with tempfile.TemporaryDirectory(prefix="kvtier-bench-") as folder, Store.open(Path(folder)) as store:
-
-        def decode() -> float:
-            return _seconds_after_first(llm, start, asked, answer_tokens)
-
-        def decode_saving() -> float:
-            with attach(llm, store):
-                return decode()
-
-        decode()  # the prompt is live from here on, in both arms
-        seconds = alternate({"off": decode, "on": decode_saving}, repeats)
-    rates = {arm: spread([(answer_tokens - 1) / s for s in samples]) for arm, samples in seconds.items()}
-    return {"tokens_per_s": rates, "on_to_off": rates["on"]["median"] / rates["off"]["median"]}
-
-
-def _seconds_after_first(llm: Llama, start: list[int], asked: Iterator[str], answer_tokens: int) -> float:
-    tokens = llm.generate(start + llm.tokenize(next(asked).encode(), add_bos=False), temp=0.0)
-    next(tokens)
-    begin = time.perf_counter()
-    for _ in itertools.islice(tokens, answer_tokens - 1):
-        pass
-    tokens.close()
-    return time.perf_counter() - begin

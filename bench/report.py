@@ -61,7 +61,19 @@ def _warm_ttft(figures: Mapping[str, Any]) -> Lines:
     yield ""
     rows = figures["rows"]
     yield from _table(
-        ["model", "tokens", "cold", "LlamaDiskCache", "raw state file", "**kvtier**", "kvtier / raw", "goal"],
+        [
+            "model",
+            "tokens",
+            "cold",
+            "LlamaDiskCache",
+            "raw state file",
+            "**kvtier**",
+            "kvtier / raw",
+            "goal",
+            "limit",
+            "kvtier / limit",
+            "goal",
+        ],
         (
             [
                 r["model"],
@@ -69,10 +81,17 @@ def _warm_ttft(figures: Mapping[str, Any]) -> Lines:
                 *(_range(r["ttft_s"][arm], _time) for arm in ("cold", "disk_cache", "raw", "kvtier")),
                 f"**{r['kvtier_to_raw']:.2f}**",
                 "≤ 1.5",
+                _range(r["ttft_s"]["limit"], _time),
+                f"**{r['kvtier_to_limit']:.2f}**",
+                "≤ 1.15",
             ]
             for r in rows
         ),
     )
+    yield ""
+    for r in rows:
+        spent = ", ".join(f"{part} {_time(s['median'])}" for part, s in r["limit_parts_s"].items())
+        yield f"- The limit of {r['model']}, {r['tokens']:,} tokens: {spent}."
     yield from ("", "What saving took, and what it left on disk (only kvtier's is durable when it is done):", "")
     arms = ("disk_cache", "raw", "kvtier")
     yield from _table(
@@ -99,7 +118,7 @@ def _warm_ttft(figures: Mapping[str, Any]) -> Lines:
 
 
 def _chat(figures: Mapping[str, Any]) -> Lines:
-    yield from ("## What a turn writes, and what saving costs", "")
+    yield from ("## What a turn writes", "")
     for row in figures["rows"]:
         yield f"{row['model']}, {row['kv_bytes_per_token']:,} KV bytes a token:"
         yield ""
@@ -129,19 +148,106 @@ def _chat(figures: Mapping[str, Any]) -> Lines:
             ),
         )
         yield ""
-    yield from (
-        "“By the kernel”: all bytes sent to the disk, index and checkpoints too. Decoding, tokens a second:",
-        "",
-    )
+    yield "“By the kernel”: all bytes sent to the disk, index and checkpoints too."
+
+
+def _rules(figures: Mapping[str, Any]) -> Lines:
+    yield from ("## Which rule restores what", "")
+    for row in figures["rows"]:
+        arms = [arm for arm in ("old", "new", "kvtier") if arm in row["total"]]
+        yield f"{row['model']}, {row['requests']} requests" + (f" (kvtier: {row['refused']})" if row["refused"] else "")
+        yield ""
+        yield from _table(
+            ["turn", "count", *(f"{what}: {' / '.join(arms)}" for what in _RULE_COLUMNS)],
+            (
+                [
+                    kind,
+                    str(of["turns"]),
+                    *(" / ".join(show(of[arm]) for arm in arms) for show in _RULE_COLUMNS.values()),
+                ]
+                for kind, of in [*row["kinds"].items(), ("**all**", row["total"])]
+            ),
+        )
+        avoided = ", ".join(f"{n} by {'the new rule' if a == 'new' else a}" for a, n in row["restores_avoided"].items())
+        yield from ("", f"Restores avoided, against the old rule: {avoided}.", "")
+
+
+_RULE_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "restores": lambda of: str(of["restores"]),
+    "tokens evaluated": lambda of: f"{of['tokens_evaluated']:,}",
+    "bytes restored": lambda of: _size(of["bytes_restored"]),
+    "time to first token": lambda of: _time(of["ttft_s"]["median"]),
+}
+
+
+def _restore_cost(figures: Mapping[str, Any]) -> Lines:
+    yield from ("## What a restore costs", "")
+    yield f"Page cache dropped {_dropped(figures)} for the SSD. The hard disk is a model, not a measurement."
+    yield ""
     yield from _table(
-        ["model", "saving off", "saving on", "on / off"],
+        [
+            "model",
+            "K and V",
+            "tokens",
+            "bytes",
+            "from RAM",
+            "from a cold SSD",
+            "rate (SSD)",
+            "seeks",
+            "hard disk (model)",
+        ],
         (
             [
                 r["model"],
-                *(_range(r["decode"]["tokens_per_s"][a], "{:.1f}".format) for a in ("off", "on")),
-                f"**{r['decode']['on_to_off']:.3f}**",
+                r["kv_type"],
+                f"{r['tokens']:,}",
+                _size(r["bytes"]),
+                *(_range(r["restore_s"][tier], _time) for tier in ("ram", "ssd")),
+                _rate(r["bytes"] / r["restore_s"]["ssd"]["median"]),
+                str(r["seeks"]),
+                _time(r["hdd_model_s"]),
             ]
             for r in figures["rows"]
+        ),
+    )
+
+
+def _stall(figures: Mapping[str, Any]) -> Lines:
+    yield from ("## How long a capture holds up the caller", "")
+    yield from _table(
+        ["model", "tokens in the turn", "bytes", "capture", "llama.cpp alone", "memcpy", "capture / memcpy", "goal"],
+        (
+            [
+                r["model"],
+                f"{r['turn_tokens']:,}",
+                _size(r["bytes"]),
+                *(_range(r[arm], _time) for arm in ("capture_s", "engine_s", "memcpy_s")),
+                f"**{r['capture_to_memcpy']:.2f}**",
+                "≤ 1.5",
+            ]
+            for r in figures["rows"]
+        ),
+    )
+
+
+def _decode(figures: Mapping[str, Any]) -> Lines:
+    yield from ("## Decoding with saving on and off", "")
+    asked, answered = figures["prompt_tokens"], figures["answer_tokens"]
+    yield f"Tokens a second, {answered} tokens behind a prompt of {asked} and a question:"
+    yield ""
+    yield from _table(
+        ["model", "counted from", "saving off", "saving on", "on / off", "pairs", "goal"],
+        (
+            [
+                r["model"],
+                counted.replace("after_", "the ") + " token",
+                *(_range(r[counted][arm], "{:.1f}".format) for arm in ("off", "on")),
+                f"**{r[counted]['on_to_off']:.3f}**",
+                _range(r[counted]["pairs"], "{:.3f}".format),
+                "≥ 0.99",
+            ]
+            for r in figures["rows"]
+            for counted in ("after_first", "after_second")
         ),
     )
 
@@ -224,7 +330,11 @@ def _operations(figures: Mapping[str, Any]) -> Lines:
 
 _WRITERS: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
     "warm_ttft": _warm_ttft,
+    "rules": _rules,
+    "restore_cost": _restore_cost,
     "chat": _chat,
+    "stall": _stall,
+    "decode": _decode,
     "storage": _storage,
     "opening": _opening,
     "operations": _operations,

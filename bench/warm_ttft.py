@@ -1,9 +1,10 @@
-"""Time to first token in a new process: kvtier, llama.cpp's own state file, LlamaDiskCache, and no cache.
+"""Time to first token in a new process: kvtier, llama.cpp's own state file, LlamaDiskCache, no cache, and a limit.
 
 For each model and length, one process evaluates the prompt and saves it in the three forms; then the arms
 alternate, a new process (:mod:`bench.warm_ttft_arm`) for each sample (the cold one is taken once). The clock
 runs from the request (model loaded, weights touched, store open, tokens in hand) to the first token. The
-files of all arms are dropped from memory just before it starts.
+files of all arms are dropped from memory just before it starts. The limit reads the same state from a plain file, from
+end to end in pieces of 1 MiB into memory in use, sets it (``llama_state_seq_set_data``) and decodes one token.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from bench.measure import alternate, folder_bytes, spread
 from bench.workloads import model_files, prompt
 from kvtier_adapters.llama_cpp.demo import page_cache
 
-ARMS = ("kvtier", "raw", "disk_cache", "cold")
+ARMS = ("kvtier", "limit", "raw", "disk_cache", "cold")
+_LENGTHS = {"SmolLM2-135M": (1024, 4096, 8000), "Gemma 3 270M": (1024, 4096, 15_000)}
 
 
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """One row for each model and length; times in seconds."""
-    lengths, repeats = ([1024], 3) if quick else ([1024, 4096, 8000], 5)
-    rows = [_measure(name, model, n, repeats, say) for name, model in model_files().items() for n in lengths]
+    rows = []
+    for name, model in model_files().items():
+        for tokens in _LENGTHS[name][:1] if quick else _LENGTHS[name]:
+            rows.append(_measure(name, model, tokens, 3 if quick else 7, say))
     return {"rows": rows, "page_cache": rows[0]["page_cache"]}
 
 
@@ -42,6 +46,7 @@ def _measure(name: str, model: Path, tokens: int, repeats: int, say: Callable[[s
         means = set()
         first: dict[str, set[int]] = {arm: set() for arm in ARMS}
         opening: list[float] = []
+        parts: dict[str, list[float]] = {"read": [], "set": [], "decode": []}
 
         def sample(arm: str) -> float:
             say(f"{name}, {tokens} tokens: {arm}")
@@ -50,6 +55,8 @@ def _measure(name: str, model: Path, tokens: int, repeats: int, say: Callable[[s
             done, dropped = _process({**job, "arm": arm}, folder)
             means.add(dropped)
             first[arm].add(done["token"])
+            for part, seconds in done.get("parts_s", {}).items():
+                parts[part].append(seconds)
             if arm == "kvtier":
                 opening.append(done["open_s"])
                 if done["restored"] != tokens - 1:
@@ -64,6 +71,8 @@ def _measure(name: str, model: Path, tokens: int, repeats: int, say: Callable[[s
             "tokens": tokens,
             "ttft_s": times,
             "kvtier_to_raw": times["kvtier"]["median"] / times["raw"]["median"],
+            "kvtier_to_limit": times["kvtier"]["median"] / times["limit"]["median"],
+            "limit_parts_s": {part: spread(seconds) for part, seconds in parts.items()},
             "open_s": spread(opening),
             "save_s": saved["save_s"],
             "bytes": {

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from kvtier import Config, Hit, Miss, MissReason, Store
+from kvtier import Config, Store
 from tests.adapters import engine
 from tests.adapters.engine import GEMMA, SMOL, Setup
+from tests.adapters.meddling import Meddling
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -47,28 +48,6 @@ def test_another_namespace_finds_nothing(model: Models, store: Store) -> None:
     engine.stored(llm, store, prompt, namespace=b"tenant-a")
     assert LlamaSession(llm, store, Options(namespace=b"tenant-b")).position(prompt) == 0
     assert LlamaSession(llm, store, Options(namespace=b"tenant-a")).position(prompt) == 299
-
-
-class Meddling:
-    """A store whose reads are tampered with: ``change`` gets the number of the block in a restore and its bytes,
-    and returns others, or None for a block that cannot be read now."""
-
-    def __init__(self, store: Store, change: Callable[[int, bytes], bytes | None]) -> None:
-        self._store = store
-        self._change = change
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def get_many(self, keys: list[bytes], *, namespace: bytes = b"", keep: bool = True) -> Iterator[Hit | Miss]:
-        for number, found in enumerate(self._store.get_many(keys, namespace=namespace, keep=keep)):
-            if isinstance(found, Hit):
-                changed = self._change(number, b"".join(found.buffers))
-                if changed is None:
-                    yield Miss(found.key, MissReason.UNAVAILABLE)
-                    continue
-                found = Hit(found.key, (memoryview(changed),), found.meta, found.tier)
-            yield found
 
 
 CHANGES: dict[str, Callable[[bytes], bytes]] = {
