@@ -9,7 +9,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/nu
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench schema constraints clean
+.PHONY: help demo test lint format bench fuzz schema constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ format: $(VENV)/.installed  ## rewrite the code in the house style
 
 bench: $(VENV)/.test-models  ## the figures of docs/benchmarks.md; QUICK=1 for small sizes
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
+
+fuzz: $(VENV)/.installed  ## damaged llama.cpp state for SECONDS=60: refused or harmless; ARGS="--seed 7 --json"
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(ARGS)
 
 schema: $(VENV)/.installed  ## regenerate kvtier/config_schema.json
 	$(BIN)/kvtier config schema > $(VENV)/schema.json

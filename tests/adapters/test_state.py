@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import struct
+import tracemalloc
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.adapters.blobs import NO_ROWS, Rows, blob
+from tests.adapters.blobs import NO_ROWS, Recurrent, Rows, blob, recurrent
 
 pytest.importorskip("llama_cpp")
 
@@ -18,64 +21,126 @@ from kvtier_adapters.llama_cpp.state import (
     StateLayoutError,
     blank_rows,
     canonical,
+    check_recurrent,
     check_rows,
     check_window,
+    empty_bytes,
+    is_recurrent_tail,
     parse,
+    recurrent_only,
+    refused_blob,
     select_rows,
 )
 
+ENVELOPE, SECTION = 8, 8
+
+
+@dataclass(frozen=True)
+class Made:
+    """Rows for each section of a blob, and the layout that all blobs of that context have."""
+
+    layout: Layout
+    rows: tuple[Rows, ...]
+
+    def blob(self, *rows: Rows, sequence: int = 0) -> bytes:
+        return blob(*(rows or self.rows), sequence=sequence, tail=self.layout.tail)
+
 
 @st.composite
-def rows(draw: st.DrawFn, start: int = 0) -> Rows:
-    first = draw(st.integers(start, start + 50))
+def rows(draw: st.DrawFn, layout: Layout) -> Rows:
+    first = draw(st.integers(0, 50))
     positions = list(range(first, first + draw(st.integers(1, 12))))
     if draw(st.booleans()):
         random.Random(draw(st.integers())).shuffle(positions)
     return Rows(
         positions,
-        layers=draw(st.integers(1, 3)),
+        layers=draw(st.integers(0, 3)),
         row_bytes=2 * draw(st.integers(1, 5)),
         v_trans=draw(st.booleans()),
         with_sequence=draw(st.booleans()),
+        extra=layout.extra,
+        values=layout.values,
     )
 
 
-def in_place(data: bytes, cells: int, sections: int) -> bytes:
+recurrents = st.builds(
+    Recurrent,
+    position=st.integers(0, 90),
+    rows=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), min_size=1, max_size=3),
+    seed=st.integers(0, 9),
+)
+
+
+@st.composite
+def made(draw: st.DrawFn, sections: int) -> Made:
+    tail = draw(st.one_of(st.just(b""), recurrents.map(lambda state: state.tail)))
+    layout = Layout(sections, draw(st.sampled_from([0, 3])), draw(st.booleans()), tail)
+    return Made(layout, tuple(draw(rows(layout)) for _ in range(sections)))
+
+
+def loadable(of: Rows) -> Rows:
+    return replace(of, with_sequence=True)
+
+
+def in_place(data: bytes, cells: int, layout: Layout) -> bytes:
     """``canonical`` on a copy that has the headroom a capture leaves."""
     headroom = HEADROOM_PER_CELL * cells
     buffer = bytearray(headroom) + data
-    return bytes(canonical(memoryview(buffer), headroom, Layout(sections)))
+    return bytes(canonical(memoryview(buffer), headroom, layout))
 
 
-@given(rows(), rows())
-def test_sections_tile_the_blob_and_name_their_positions(base: Rows, window: Rows) -> None:
-    data = memoryview(blob(base, window))
-    first, second = parse(data, Layout(2))
-    assert (first.start, first.end, second.end) == (8, second.start, len(data))
-    assert first.positions.tolist() == list(base.positions)
-    assert second.positions.tolist() == list(window.positions)
-    assert [t.data for t in first.tensors] == sorted(t.data for t in first.tensors)
+@given(made(2))
+def test_sections_tile_the_blob_and_name_their_positions(of: Made) -> None:
+    data = memoryview(of.blob())
+    first, second = parse(data, of.layout)
+    assert (first.start, first.end, second.end) == (ENVELOPE, second.start, len(data) - len(of.layout.tail))
+    for section, written in zip((first, second), of.rows, strict=True):
+        assert section.positions.tolist() == list(written.positions)
+        assert section.has_sequence == written.with_sequence
+        assert len(section.tensors) == written.layers * (2 if of.layout.values else 1)
+        assert [t.data for t in section.tensors] == sorted(t.data for t in section.tensors)
 
 
-@given(rows(), rows(), st.data())
-def test_every_truncation_and_every_extra_byte_is_refused(base: Rows, window: Rows, data: st.DataObject) -> None:
-    whole = blob(base, window)
+@given(made(1))
+def test_the_words_of_a_cell_are_kept_in_their_place(of: Made) -> None:
+    (section,) = parse(memoryview(of.blob()), of.layout)
+    (written,) = of.rows
+    assert section.table[:, 2 : 2 + of.layout.extra].tobytes() == b"".join(map(written.words, written.positions))
+
+
+@given(made(2), st.data())
+def test_every_truncation_and_every_extra_byte_is_refused(of: Made, data: st.DataObject) -> None:
+    whole = of.blob()
     cut = data.draw(st.integers(0, len(whole) - 1))
     with pytest.raises(StateLayoutError):
-        parse(memoryview(whole[:cut]), Layout(2))
+        parse(memoryview(whole[:cut]), of.layout)
     with pytest.raises(StateLayoutError):
-        parse(memoryview(whole + b"\0"), Layout(2))
+        parse(memoryview(whole + b"\0"), of.layout)
     with pytest.raises(StateLayoutError):
-        parse(memoryview(whole), Layout(1))
+        parse(memoryview(whole), replace(of.layout, sections=1))
 
 
-@given(rows(), st.data())
-def test_damage_is_refused_or_stays_inside_the_blob(base: Rows, data: st.DataObject) -> None:
-    damaged = bytearray(blob(base, NO_ROWS))
+@given(made(1))
+def test_a_blob_of_another_layout_is_refused(of: Made) -> None:
+    (written,) = of.rows
+    others = [
+        replace(of.layout, extra=3 - of.layout.extra),
+        replace(of.layout, tail=Recurrent(None, rows=[(7, 7)]).tail),
+    ]
+    if written.layers:
+        others.append(replace(of.layout, values=not of.layout.values))
+    for layout in others:
+        with pytest.raises(StateLayoutError):
+            parse(memoryview(of.blob(loadable(written))), layout)
+
+
+@given(made(2), st.data())
+def test_damage_is_refused_or_stays_inside_the_blob(of: Made, data: st.DataObject) -> None:
+    damaged = bytearray(of.blob())
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     try:
-        found = parse(memoryview(damaged), Layout(2))
+        found = parse(memoryview(damaged), of.layout)
     except StateLayoutError:
         return
     for section in found:
@@ -99,6 +164,20 @@ def test_a_count_beyond_all_reason_is_refused_at_once(offset: int) -> None:
         parse(memoryview(data), Layout(1))
 
 
+@pytest.mark.parametrize("offset", [12, 32, 40], ids=["cells", "layers", "row bytes"])
+@pytest.mark.parametrize("count", [4096, 1 << 20, 1 << 27])
+def test_no_memory_is_taken_for_a_count_that_the_blob_does_not_hold(offset: int, count: int) -> None:
+    data = memoryview(bytearray(blob(Rows([0]), NO_ROWS)))
+    struct.pack_into("=I", data, offset, count)
+    tracemalloc.start()
+    try:
+        with pytest.raises(StateLayoutError):
+            check_rows(data, Layout(2), 0, 1)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 14
+    finally:
+        tracemalloc.stop()
+
+
 def test_cells_must_agree_on_their_number_of_sequences() -> None:
     data = bytearray(blob(Rows([0, 1, 2])))
     data[16 + 12 + 4] = 2  # llama.cpp would read one sequence id more here, and everything after it shifted
@@ -106,12 +185,13 @@ def test_cells_must_agree_on_their_number_of_sequences() -> None:
         parse(memoryview(data), Layout(1))
 
 
-@given(rows(), rows())
-def test_canonical_form_is_what_a_context_with_sequences_writes(base: Rows, window: Rows) -> None:
-    captured = blob(base, window, sequence=7)
-    loadable = Rows(base.positions, base.layers, base.row_bytes, base.v_trans, with_sequence=True)
-    assert in_place(captured, len(base.positions), 2) == blob(loadable, NO_ROWS)
-    assert in_place(blob(base, sequence=7), len(base.positions), 1) == blob(loadable)
+@given(made(2))
+def test_canonical_form_is_what_a_context_with_sequences_writes(of: Made) -> None:
+    base, _ = of.rows
+    cells = len(base.positions)
+    assert in_place(of.blob(sequence=7), cells, of.layout) == of.blob(loadable(base), NO_ROWS)
+    one = replace(of.layout, sections=1)
+    assert in_place(of.blob(base, sequence=7), cells, one) == of.blob(loadable(base))
 
 
 def test_canonical_needs_headroom_only_where_the_blob_grows() -> None:
@@ -121,34 +201,35 @@ def test_canonical_needs_headroom_only_where_the_blob_grows() -> None:
         canonical(bare, 0, Layout(1))
 
 
-@given(rows(), st.integers(0, 70), st.integers(0, 70))
-def test_rows_selected_by_position(base: Rows, start: int, length: int) -> None:
-    base = Rows(base.positions, base.layers, base.row_bytes, base.v_trans)
+@given(made(1), st.integers(0, 70), st.integers(0, 70))
+def test_rows_selected_by_position(of: Made, start: int, length: int) -> None:
+    base = loadable(of.rows[0])
     if not base.keep(start, start + length).positions:
         start, length = min(base.positions), 1
-    assert bytes(select_rows(memoryview(blob(base)), Layout(1), start, start + length)) == blob(
-        base.keep(start, start + length)
-    )
+    selected = select_rows(memoryview(of.blob(base)), of.layout, start, start + length)
+    assert bytes(selected) == of.blob(base.keep(start, start + length))
 
 
-@given(rows(), st.integers(1, 9))
-def test_blank_rows_load_like_real_ones(base: Rows, count: int) -> None:
-    base = Rows(base.positions, base.layers, base.row_bytes, base.v_trans)
-    blank = blank_rows(memoryview(blob(base)), Layout(1), 0, count)
-    check_window(blank, Layout(1), 0, count)
-    (section,), (like,) = parse(blank, Layout(1)), parse(memoryview(blob(base)), Layout(1))
+@given(made(1), st.integers(1, 9))
+def test_blank_rows_load_like_real_ones(of: Made, count: int) -> None:
+    base = loadable(of.rows[0])
+    blank = blank_rows(memoryview(of.blob(base)), of.layout, 0, count)
+    check_window(blank, of.layout, 0, count)
+    (section,), (like,) = parse(blank, of.layout), parse(memoryview(of.blob(base)), of.layout)
     assert [(t.runs, t.cell_bytes) for t in section.tensors] == [(t.runs, t.cell_bytes) for t in like.tensors]
     assert all(not any(blank[t.data : t.data + t.runs * t.cell_bytes * count]) for t in section.tensors)
 
 
-@given(rows())
-def test_only_exactly_the_expected_rows_pass(base: Rows) -> None:
+@given(made(1))
+def test_only_exactly_the_expected_rows_pass(of: Made) -> None:
+    base = loadable(of.rows[0])
     start, end = min(base.positions), max(base.positions) + 1
-    good = memoryview(blob(Rows(base.positions, v_trans=base.v_trans), NO_ROWS))
-    check_rows(good, Layout(2), start, end)
+    layout = replace(of.layout, sections=2)
+    good = memoryview(of.blob(base, NO_ROWS))
+    check_rows(good, layout, start, end)
     for wrong in ((start, end + 1), (start + 1, end + 1), (start - 1, end)):
         with pytest.raises(StateLayoutError):
-            check_rows(good, Layout(2), *wrong)
+            check_rows(good, layout, *wrong)
 
 
 @pytest.mark.parametrize(
@@ -159,11 +240,21 @@ def test_only_exactly_the_expected_rows_pass(base: Rows) -> None:
         (blob(Rows([0, 1]), Rows([0, 1])), "window rows in a piece"),
         (blob(NO_ROWS, NO_ROWS), "empty: it would load and change nothing"),
         (blob(Rows([0, 1])), "one section where the model has two"),
+        (blob(Rows([0, 1]), NO_ROWS, tail=Recurrent(1).tail), "a recurrent section where the model has none"),
     ],
 )
 def test_a_piece_that_must_not_be_loaded(data: bytes, why: str) -> None:
     with pytest.raises(StateLayoutError):
         check_rows(memoryview(data), Layout(2), 0, 2)
+
+
+def test_rows_with_the_state_of_the_recurrent_layers_are_refused() -> None:
+    """It would be loaded with the rows, and be that of another position."""
+    state = Recurrent(1)
+    layout = Layout(1, tail=state.tail)
+    check_rows(memoryview(blob(Rows([0, 1]), tail=state.tail)), layout, 0, 2)
+    with pytest.raises(StateLayoutError, match="recurrent"):
+        check_rows(memoryview(blob(Rows([0, 1]), tail=recurrent(state))), layout, 0, 2)
 
 
 def test_a_window_holds_exactly_its_rows() -> None:
@@ -173,3 +264,82 @@ def test_a_window_holds_exactly_its_rows() -> None:
             check_window(memoryview(blob(Rows([6, 7, 5]))), Layout(1), *wrong)
     with pytest.raises(StateLayoutError):
         check_window(memoryview(blob(Rows([5]), NO_ROWS)), Layout(1), 5, 6)
+
+
+@given(recurrents, st.lists(st.integers(0, 40), max_size=2))
+def test_the_recurrent_state_alone_of_a_partial_blob(state: Recurrent, cells: list[int]) -> None:
+    """A partial blob of a hybrid model with a window holds the window's rows before it."""
+    layout = Layout(len(cells), tail=state.tail)
+    partial = blob(*(Rows(range(count)) for count in cells), sequence=3, tail=recurrent(state))
+    alone = recurrent_only(memoryview(partial), layout)
+    assert alone == blob(*(NO_ROWS for _ in cells), tail=recurrent(state))
+    assert state.position is not None
+    check_recurrent(memoryview(alone), layout, state.position + 1)
+
+
+def test_a_partial_blob_too_short_for_its_recurrent_state_is_refused() -> None:
+    state = Recurrent(5)
+    with pytest.raises(StateLayoutError, match="no recurrent section"):
+        recurrent_only(memoryview(blob(tail=recurrent(state)[1:])), Layout(0, tail=state.tail))
+
+
+@given(recurrents, st.data())
+def test_no_recurrent_state_but_the_expected_one_passes(state: Recurrent, data: st.DataObject) -> None:
+    """llama.cpp aborts the process if there is more than one cell, and checks nothing but types and sizes."""
+    assert state.position is not None
+    layout, good = Layout(1, tail=state.tail), blob(NO_ROWS, tail=recurrent(state))
+    check_recurrent(memoryview(good), layout, state.position + 1)
+    with pytest.raises(StateLayoutError):
+        check_recurrent(memoryview(good), layout, state.position + 2)
+    damaged = bytearray(good)
+    damaged[data.draw(st.sampled_from(header_bytes(state)))] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(StateLayoutError):
+        check_recurrent(memoryview(damaged), layout, state.position + 1)
+    cut = data.draw(st.integers(0, len(good) - 1))
+    for wrong in (good[:cut], good + b"\0", blob(tail=recurrent(state)), blob(Rows([0]), tail=recurrent(state))):
+        with pytest.raises(StateLayoutError):
+            check_recurrent(memoryview(wrong), layout, state.position + 1)
+
+
+def header_bytes(state: Recurrent) -> list[int]:
+    """Where in a blob of one empty section and ``state`` there is something else than a tensor's row."""
+    found = list(range(ENVELOPE + SECTION + 5 * 4))  # cells, position, sequences, s_trans, layers
+    at = len(found)
+    for size in (sizes[which] for which in (0, 1) for sizes in state.rows if sizes[which]):
+        found += range(at, at + 12)
+        at += 12 + size
+    return found
+
+
+@given(recurrents)
+def test_a_tail_is_known_by_its_form(state: Recurrent) -> None:
+    tail = state.tail
+    assert is_recurrent_tail(tail)
+    assert empty_bytes(Layout(2, tail=tail)) == len(blob(NO_ROWS, NO_ROWS, tail=tail))
+    assert not is_recurrent_tail(recurrent(state))
+    assert not is_recurrent_tail(tail[:-1])
+    assert not is_recurrent_tail(tail + bytes(4))
+
+
+@pytest.mark.parametrize(
+    ("tail", "why"),
+    [
+        (b"", "nothing"),
+        (struct.pack("=III", 0, 0, 1), "a layer without a tensor: nothing tells what its rows are"),
+        (struct.pack("=III", 1, 0, 1) + struct.pack("=iQ", 0, 8), "a cell"),
+        (struct.pack("=III", 0, 1, 1) + struct.pack("=iQ", 0, 8), "S transposed"),
+        (struct.pack("=III", 0, 0, 0) + struct.pack("=iQ", 0, 8), "no layers, and a tensor"),
+        (struct.pack("=III", 0, 0, 4097) + struct.pack("=iQ", 0, 8), "too many layers"),
+        (struct.pack("=III", 0, 0, 1) + struct.pack("=iQ", 0, 8) * 3, "more tensors than R and S of each layer"),
+        (struct.pack("=III", 0, 0, 1) + struct.pack("=iQ", 0, (1 << 31) + 1), "a row of more than 2 GiB"),
+    ],
+)
+def test_bytes_that_are_no_tail(tail: bytes, why: str) -> None:
+    assert not is_recurrent_tail(tail)
+
+
+def test_the_blob_to_refuse_has_a_cell_without_a_sequence() -> None:
+    """llama.cpp empties the sequence, and then finds nothing to load."""
+    assert refused_blob() == struct.pack("=IiIIiI", 0xAF143CD8, 0, 1, 1, 0, 0)
+    with pytest.raises(StateLayoutError):
+        parse(memoryview(refused_blob()), Layout(1))

@@ -58,6 +58,8 @@ class Binding(Lookup):
         self.others = remember(self.fingerprint, store)
         self.stored: Tokens = np.empty(0, dtype=np.int32)
         self.pieces: list[Piece] = []
+        self.taken = 0
+        """Blocks that the store took."""
 
     def put(
         self, key: bytes, value: memoryview | bytes, meta: bytes, parent: bytes | None, *, give: bool = False
@@ -67,6 +69,7 @@ class Binding(Lookup):
             self.stats.captures_skipped += 1
             self.unusable.add(key)  # it may be in RAM, but not to stay
             return False
+        self.taken += 1
         self.unusable.discard(key)
         return True
 

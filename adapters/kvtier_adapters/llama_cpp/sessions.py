@@ -100,9 +100,12 @@ class Session:
 
     def persist(self) -> None:
         """Capture all that the sequence holds and wait until it is durable: again, where the write queue was full."""
-        skipped = -1
-        while skipped != self.stats.captures_skipped:
-            skipped = self.stats.captures_skipped
+        if self._to is None:
+            return
+        self.flush()
+        taken = skipped = -1
+        while skipped != self.stats.captures_skipped and taken != self._to.taken:  # else the store takes no more
+            taken, skipped = self._to.taken, self.stats.captures_skipped
             self.capture(checkpoint=True)
             self.flush()
 
