@@ -96,10 +96,6 @@ class PrefixKeys:
             keys.append(hasher.copy().digest())
         return keys
 
-    def derived(self, position: int, tag: bytes) -> bytes:
-        """:func:`derive` for the key at ``position``."""
-        return derive(self.at(position), self._secret, tag)
-
     def _boundary(self, index: int) -> bytes:
         while len(self._boundaries) <= index:
             last = len(self._boundaries) - 1

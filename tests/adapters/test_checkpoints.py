@@ -12,10 +12,10 @@ from kvtier_adapters.llama_cpp.checkpoints import (
     Action,
     Live,
     decide,
-    first_needed,
     live_resume,
     upstream_searches,
 )
+from kvtier_adapters.llama_cpp.window import first_needed
 
 SWA = 512
 

@@ -25,7 +25,7 @@ pytest.importorskip("gguf")
 import gguf
 import llama_cpp
 
-from kvtier_adapters.llama_cpp import Fingerprint, attach, binding, fingerprint, sessions
+from kvtier_adapters.llama_cpp import Fingerprint, LlamaSession, attach, binding, fingerprint, sessions
 from kvtier_adapters.llama_cpp.fingerprint import LAYOUT, NAMESPACE, file_id, model_id, remember
 from kvtier_adapters.llama_cpp.memory import opaque
 
@@ -51,6 +51,7 @@ PRINT = Fingerprint(
     long_context=False,
     kv_overrides="",
     lora="",
+    kv_unrotated=False,
     memory="rows",
     identity="",
     engine="llama-cpp-python 1",
@@ -70,7 +71,7 @@ def test_every_field_changes_the_digest_and_is_named(name: str) -> None:
 def test_the_digest_is_stable_across_versions() -> None:
     """A change here orphans every store: change ``LAYOUT`` if that is meant."""
     pinned = dataclasses.replace(PRINT, byte_order="little", layout=2)
-    assert pinned.digest().hex() == "8f30f21298796aa118dd43dd7123d3b21ba2b8136da7ddc9b64218ca975a3cbd"
+    assert pinned.digest().hex() == "cba007fff7da862d10e52d1bae80106c2552f5b468266f1966ed4274243df0c2"
     assert Fingerprint.from_json(PRINT.to_json()) == PRINT
 
 
@@ -292,3 +293,18 @@ def test_a_context_beyond_the_original_one_is_a_miss(tmp_path: Path, store: Stor
     with tiny_llama.loaded(file, flash_attn=True, n_ctx=256) as llm:
         assert answered(llm, store)[1] == STORED
     misses("long_context", store, file, n_ctx=1024)
+
+
+def test_a_switch_of_llama_cpp_that_no_parameter_tells_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set, quantised K and V are not turned: rows of the other kind load, and the answer is another."""
+    from llama_cpp import GGML_TYPE_Q8_0
+
+    quantised = {"type_k": GGML_TYPE_Q8_0, "type_v": GGML_TYPE_Q8_0, "flash_attn": True}
+    with tiny_llama.loaded("gqa", **quantised) as llm:
+        prompt = engine.prompt(llm, 100)
+        engine.stored(llm, store, prompt)
+    monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
+    with tiny_llama.loaded("gqa", **quantised) as llm:
+        session = LlamaSession(llm, store)
+        assert session.position(prompt) == 0
+        assert session.stats.misses == {"fingerprint differs: kv_unrotated False -> True": 1}

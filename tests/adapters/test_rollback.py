@@ -13,7 +13,7 @@ import pytest
 
 from kvtier import Store
 from tests import models, tiny_models
-from tests.adapters import engine
+from tests.adapters import engine, tiny_llama
 from tests.adapters.engine import GEMMA
 
 pytest.importorskip("llama_cpp")
@@ -21,7 +21,7 @@ pytest.importorskip("gguf")
 
 import llama_cpp
 
-from kvtier_adapters.llama_cpp import attach
+from kvtier_adapters.llama_cpp import LlamaSession, Options, attach
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -320,3 +320,41 @@ def test_a_handler_of_text_is_not(tiny: Models, store: Store) -> None:
             assert attached.stats.refused == ""
     finally:
         llm.chat_handler = None
+
+
+@pytest.mark.parametrize("name", ["mamba", "jamba"])
+def test_a_state_from_before_drafts_serves_its_own_tokens_only(name: str, store: Store) -> None:
+    with tiny_llama.loaded(name) as llm:
+        first, other = engine.prompt(llm, 300), engine.prompt(llm, 300, skip=900)
+        engine.fresh(llm).eval(other[:200])
+        llm.eval([9])
+        expected = logits(llm)
+        engine.fresh(llm)
+        with attach(llm, store, restore_min_tokens=1000) as attached:  # nothing is brought back from the store
+            llm.eval(first[:100])
+            attached.session.before_drafts()
+            llm.eval(other[:300])
+            llm.reset()
+            llm.eval(other)
+            llm.n_tokens = 200  # refused, as it were: the state of the first 100 of `first` is of no use
+            llm.eval([9])
+            assert attached.stats.mended == 1
+            np.testing.assert_allclose(logits(llm), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["jamba", "mamba", "lfm2-swa", "qwen4exp"])
+def test_a_checkpoint_of_a_shorter_context_is_stored_under_its_own_length(name: str, store: Store) -> None:
+    with tiny_llama.loaded(name) as llm:
+        prompt = engine.prompt(llm, 300)
+        session = LlamaSession(llm, store, Options(restore_min_tokens=1))
+        llm.eval(prompt)
+        session.capture(checkpoint=True)
+        memory = session.stats.memory
+        llm.reset()
+        llm.eval(prompt[:100])
+        session.capture(checkpoint=True)
+        assert (session.stats.memory, session.stats.errors) == (memory, {})
+        engine.fresh(llm)
+        assert session.stored_tokens(prompt[:101]) == 100
+        assert session.position(prompt[:101]) == 100
+        assert session.position([*prompt, 5]) == 300

@@ -138,3 +138,31 @@ def test_with_room_enough_nothing_goes(conversation: Conversation) -> None:
     session = conversation.stored(tokens, 1 << 40)
     assert len(conversation.kept(tokens)) == -(-700 // STEP)
     assert session.stats.checkpoints_thinned == 0
+
+
+def test_a_window_of_several_blocks_is_kept_whole_or_not_at_all() -> None:
+    """Parts of windows that no kept checkpoint needs are deleted; what is kept can be gone back to, and spreads."""
+    step, window = 16, 64  # a window lies in five pieces
+    with tiny_llama.loaded("gemma3") as llm, engine.in_ram() as store:
+        prompt = engine.prompt(llm, 960)
+        whole = SIZES["gemma3"]
+        options = Options(block_tokens=step, checkpoint_bytes_max=6 * whole, restore_min_tokens=1)
+        session = LlamaSession(llm, store, options)
+        for start in range(0, len(prompt), 160):
+            llm.eval(prompt[start : start + 160])
+            session.capture(checkpoint=True)
+        engine.fresh(llm)
+        kept = [end for end in range(step, 961, step) if session.stored_tokens([*prompt[:end], 5]) == end]
+        assert kept[-1] == 960
+        assert session.stats.checkpoints_thinned > 0
+        needed = {row for end in kept for row in range(max(0, end - window), end)}
+        infos = []
+        assert session._to is not None
+        for piece in next(session._to.prefixes(session._to.keys(as_tokens(prompt)))):
+            part = session._to.window_part(piece)
+            if part is not None:
+                infos.append(store.info(part.key))
+                assert needed & set(range(part.start, part.end)), "kept for nothing"
+        assert sum(info.nbytes for info in infos if info) <= 6 * whole
+        apart = [end for end in kept if end <= 480]
+        assert apart, "nothing is left of the first half"

@@ -6,9 +6,10 @@
     ...                              # complete, chat, stream as before
     attachment.detach()
 
-It replaces three methods *on the instance*: ``generate`` decides, before llama-cpp-python's own prefix
+It replaces methods *on the instance*: ``generate`` decides, before llama-cpp-python's own prefix
 matching, where the prompt goes on (live, from the store, or from zero) and captures behind the answer;
-``save_state`` and ``load_state`` deal in the tokens alone, the state is in the store. ``Llama.set_cache``
+``eval`` and ``reset`` are told to the session; ``save_state`` and ``load_state`` deal in the tokens alone, the
+state is in the store. ``Llama.set_cache``
 gets an object that captures at the end of a completion. Detaching puts back what was there.
 """
 
@@ -284,6 +285,9 @@ class Attachment:
             yield len(prompt)
 
     def _save_state(self) -> LlamaState:
+        if self.session.foreign:
+            state: LlamaState = self._original("save_state")()
+            return state
         self.session.capture(checkpoint=True)
         return StoredState(self._llm._input_ids.copy(), self._llm._seed)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from kvtier import LimitError
 from kvtier_adapters.llama_cpp.binding import Binding, common_prefix
-from kvtier_adapters.llama_cpp.checkpoints import first_needed
 from kvtier_adapters.llama_cpp.held import Tokens
 from kvtier_adapters.llama_cpp.snapshots import Snapshot, chunk_key, content_hash, cut, snapshot_key
 from kvtier_adapters.llama_cpp.state import check_recurrent, check_rows, check_window
 from kvtier_adapters.llama_cpp.thinning import Thinner
+from kvtier_adapters.llama_cpp.window import first_needed
 from kvtier_adapters.prefix import Piece, PrefixKeys, new_pieces
 
 
@@ -41,14 +41,14 @@ class Recorder:
         complete = not memory.n_swa or self._record_window(len(tokens), at_end)
         if memory.snapshots and at_end and complete:
             self._record_snapshot(self._to.pieces[-1])
-        if memory.checkpoints:
+        if memory.checkpoints and complete:
             self._thinner.thin()
 
     def _record_rows(self, tokens: Tokens, keys: PrefixKeys) -> bool:
         """Whether all rows of ``tokens`` are stored now."""
         to = self._to
         common = common_prefix(to.stored, tokens)
-        if common == len(tokens):
+        if common == len(tokens) == len(to.stored):
             return True
         if common == 0 or common < len(to.stored):  # another conversation: how much of it is there already?
             to.pieces = next(to.prefixes(keys), [])
@@ -127,7 +127,7 @@ class Recorder:
         blob = to.native.capture_snapshot()
         if to.memory.recurrent:
             check_recurrent(blob, to.memory.recurrent, piece.end)
-        chunks = cut(blob)
+        chunks = cut(blob, to.store.config.store.value_bytes_max)
         key = snapshot_key(piece.key, to.secret)
         snapshot = Snapshot(key, piece.end, len(chunks), blob.nbytes, content_hash(blob))
         for number in reversed(range(len(chunks))):  # the first says that all are there

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from kvtier_adapters.llama_cpp.window import first_needed
+
 
 @dataclass(frozen=True, slots=True)
 class Live:
@@ -32,11 +34,6 @@ class Action(Enum):
     LIVE = "live"
     RESTORE = "restore"
     COLD = "cold"
-
-
-def first_needed(resume: int, n_swa: int) -> int:
-    """The first position that must be complete for evaluating ``resume``; ``n_swa`` 0: no window."""
-    return max(0, resume - n_swa + 1) if n_swa else 0
 
 
 def live_resume(live: Live, n_prompt: int, n_swa: int) -> int:

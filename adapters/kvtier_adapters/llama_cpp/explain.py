@@ -30,7 +30,7 @@ class PromptExplanation:
     """The tokens to be restored, by the tier that their blocks are in."""
     bytes_to_read: int
     live: int
-    """How many the context holds already, so that nothing is read for them; 0 without a context."""
+    """How many of the first tokens the context holds; 0 without a context."""
     rest: str
     """Why no more can be restored; empty if all is there."""
 

@@ -70,6 +70,8 @@ class Fingerprint:
     kv_overrides: str
     lora: str
     """BLAKE3 of each LoRA file and its scale, or empty."""
+    kv_unrotated: bool
+    """``LLAMA_ATTN_ROT_DISABLE`` is set: llama.cpp then does not turn quantised K and V."""
     memory: str
     """How the state is taken apart: see :class:`.Memory`."""
     identity: str
@@ -131,6 +133,7 @@ def fingerprint_of(context: Context, memory: Memory, store: Store, *, block_toke
         long_context=_long_context(context),
         kv_overrides=repr(list(context.overrides)) if context.overrides else "",
         lora=", ".join(loras),
+        kv_unrotated=bool(re.match(r"\s*[+-]?0*[1-9]", os.environ.get("LLAMA_ATTN_ROT_DISABLE", ""))),  # as atoi
         memory=str(memory),
         identity=context.identity,
         engine=f"llama-cpp-python {llama_cpp.__version__}",

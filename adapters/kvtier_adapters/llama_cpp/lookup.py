@@ -6,11 +6,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvtier_adapters.llama_cpp.checkpoints import first_needed
 from kvtier_adapters.llama_cpp.fingerprint import Fingerprint
 from kvtier_adapters.llama_cpp.held import Tokens
 from kvtier_adapters.llama_cpp.snapshots import Snapshot, chunk_key, read_meta, snapshot_key
-from kvtier_adapters.llama_cpp.window import needed_from
+from kvtier_adapters.llama_cpp.window import first_needed, needed_from
 from kvtier_adapters.prefix import Piece, PrefixKeys, derive, first_row, stored_prefixes
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -205,16 +206,18 @@ class SequenceState:
 def _muted() -> Iterator[None]:
     """Without llama.cpp's log: what is refused here is meant to be."""
     callback, user_data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
-    llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(user_data))
-    llama_cpp.llama_log_set(_SILENCE, ctypes.c_void_p())
-    try:
-        yield
-    finally:
-        llama_cpp.llama_log_set(callback, user_data)
+    with _LOG:  # it is the process's: of two that find it silent, one would leave it so
+        llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(user_data))
+        llama_cpp.llama_log_set(_SILENCE, ctypes.c_void_p())
+        try:
+            yield
+        finally:
+            llama_cpp.llama_log_set(callback, user_data)
 
 
 def _say_nothing(_level: int, _text: bytes, _user_data: Any) -> None:
     return None
 
 
+_LOG = threading.Lock()
 _SILENCE = llama_cpp.llama_log_callback(_say_nothing)

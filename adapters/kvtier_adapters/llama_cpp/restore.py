@@ -79,7 +79,7 @@ class Restorer:
                     to.stats.misses[to.why_not(tokens, keys, to.others)] += 1
                 return self._restored(before, live) if missing and live > before else (action, live)
             resume = min(stored, n_prompt - 1)
-            failed = self._load(plan, tokens, resume)
+            failed = self._try_load(plan, tokens, resume)
             if failed is None:
                 return self._restored(before, resume)
             missing.add(failed)
@@ -88,6 +88,19 @@ class Restorer:
         self._to.stats.restores += 1
         self._to.stats.tokens_restored += now - before
         return Action.RESTORE, now
+
+    def _try_load(self, plan: Plan, tokens: Tokens, resume: int) -> bytes | None:
+        """:meth:`_load`; blocks that llama.cpp refused are captured anew, though the store has them intact.
+
+        Among several sequences there may only have been no room for them.
+        """
+        try:
+            return self._load(plan, tokens, resume)
+        except NativeError:
+            if self._to.native.context.n_seq_max == 1:
+                self._to.unusable.update(piece.key for piece in (*plan.pieces, *plan.window))
+                self._to.unusable.update([plan.snapshot.key] if plan.snapshot else [])
+            raise
 
     def _load(self, plan: Plan, tokens: Tokens, resume: int) -> bytes | None:
         """Load the plan and go back to ``resume``; None, or the key of a block that was not to be had."""

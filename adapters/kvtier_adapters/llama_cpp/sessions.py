@@ -13,10 +13,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import llama_cpp
+
 from kvtier import ReadOnlyStore
 from kvtier_adapters.llama_cpp.binding import Binding, as_tokens, common_prefix
 from kvtier_adapters.llama_cpp.capture import Recorder
-from kvtier_adapters.llama_cpp.checkpoints import Action, first_needed
+from kvtier_adapters.llama_cpp.checkpoints import Action
 from kvtier_adapters.llama_cpp.context import Context
 from kvtier_adapters.llama_cpp.explain import PromptExplanation, explain
 from kvtier_adapters.llama_cpp.fingerprint import Fingerprint
@@ -25,8 +27,9 @@ from kvtier_adapters.llama_cpp.memory import Memory, detect, opaque, refusal
 from kvtier_adapters.llama_cpp.native import NativeError
 from kvtier_adapters.llama_cpp.options import Options
 from kvtier_adapters.llama_cpp.restore import Restorer
-from kvtier_adapters.llama_cpp.state import StateLayoutError
+from kvtier_adapters.llama_cpp.state import StateLayoutError, StateMismatch
 from kvtier_adapters.llama_cpp.stats import SessionStats
+from kvtier_adapters.llama_cpp.window import first_needed
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -177,6 +180,8 @@ class Session:
         assert self._to is not None
         try:
             self._recorder.record(tokens, checkpoint=checkpoint)
+        except StateMismatch:
+            raise
         except StateLayoutError as error:
             if self._to.memory.why_opaque:
                 raise
@@ -206,10 +211,13 @@ class Session:
         except Exception as error:
             self._count(error)
             action = Action.COLD
-        if action is Action.COLD or resume == 0:
+        if action is not Action.COLD and resume > 0:
+            return action, resume
+        try:
             to.empty()
-            return Action.COLD, 0
-        return action, resume
+        except Exception as error:
+            self._count(error)
+        return Action.COLD, 0
 
     def _count(self, error: Exception) -> None:
         self.stats.errors[type(error).__name__] += 1
@@ -222,7 +230,7 @@ class LlamaSession(Session):
     def __init__(self, llm: Llama, store: Store, options: Options | None = None) -> None:
         chosen = options or Options()
         self._tokens = LlamaTokens(llm)
-        self._before_drafts: tuple[int, bytes] | None = None
+        self._before_drafts: tuple[Tokens, bytes] | None = None
         context = Context.of(llm, chosen.identity)
         super().__init__(context, 0, self._tokens, store, chosen, refused=_refusal_of_llama(llm))
 
@@ -256,6 +264,13 @@ class LlamaSession(Session):
         Where the memory cannot follow, its evaluation would go on from rows or a state that are not there, and
         say nothing.
         """
+        try:
+            return self._mend()
+        except Exception as error:
+            self._count(error)
+            return []
+
+    def _mend(self) -> list[int]:
         if self._to is None or self.stats.refused or self.foreign:
             return []
         native, memory = self._to.native, self._to.memory
@@ -268,31 +283,36 @@ class LlamaSession(Session):
         if intact and (not memory.n_swa or memory.snapshots or native.pos_min <= first_needed(n_tokens, memory.n_swa)):
             return []
         self.stats.mended += 1
-        resume = self._to_before_drafts(n_tokens) or self._reach(tokens, whole=True)[1]
+        resume = self._to_before_drafts(tokens) or self._reach(tokens, whole=True)[1]
         return [int(token) for token in tokens[resume:]]
 
     def before_drafts(self) -> None:
         """Remember the state that drafts are evaluated from, where refused ones cannot be cut off."""
+        self._before_drafts = None
         if self._to is None or not self._to.memory.snapshots or len(self._held.tokens) == 0:
             return
         try:
-            self._before_drafts = len(self._held.tokens), bytes(self._to.native.capture_snapshot())
-        except (NativeError, StateLayoutError) as error:
+            self._before_drafts = self._held.tokens.copy(), bytes(self._to.native.capture_snapshot())
+        except Exception as error:
             self._count(error)
 
-    def _to_before_drafts(self, n_tokens: int) -> int:
-        """Go back to what :meth:`before_drafts` remembers, if the first ``n_tokens`` go on from there; else 0."""
+    def _to_before_drafts(self, tokens: Tokens) -> int:
+        """Go back to what :meth:`before_drafts` remembers, if ``tokens`` go on from there: how many then; else 0."""
         remembered, self._before_drafts = self._before_drafts, None
-        if self._to is None or remembered is None or remembered[0] > n_tokens:
+        if self._to is None or remembered is None:
             return 0
-        position, snapshot = remembered
+        before, snapshot = remembered
+        position = len(before)
+        if common_prefix(before, tokens) < position:
+            return 0
         try:
-            self._to.native.restore_snapshot(memoryview(snapshot), position)
-            self._to.native.truncate(position)
+            with self._busy:
+                self._to.native.restore_snapshot(memoryview(snapshot), position)
+                self._to.native.truncate(position)
+                self._held.hold(self._held.tokens, position)
         except (NativeError, StateLayoutError) as error:
             self._count(error)
             return 0
-        self._held.hold(self._held.tokens, position)
         return position
 
 
@@ -326,6 +346,7 @@ class SequenceSession(Session):
         tokens = SequenceTokens(context.n_ctx)
         super().__init__(context, sequence, tokens, store, options)
         self._tokens = tokens
+        self._context, self._sequence = context, sequence
         if self._to is not None:
             self._to.empty()  # whatever was in it, its tokens are not known
 
@@ -333,6 +354,11 @@ class SequenceSession(Session):
     def tokens(self) -> list[int]:
         """The tokens that the sequence holds."""
         return [int(token) for token in self._tokens.tokens]
+
+    def _reach(self, prompt: Sequence[int] | Tokens, *, whole: bool) -> tuple[Action, int]:
+        if self.stats.refused and self._context.memory is not None:
+            llama_cpp.llama_memory_seq_rm(self._context.memory, self._sequence, -1, -1)
+        return super()._reach(prompt, whole=whole)
 
     def decoded(self, tokens: Sequence[int] | Tokens) -> None:
         """``tokens`` were decoded at the end of the sequence. ``ValueError`` if the context cannot hold them."""

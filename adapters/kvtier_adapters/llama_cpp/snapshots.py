@@ -19,6 +19,7 @@ from kvtier_adapters.prefix import derive
 
 CHUNK_MIN = 32 << 10
 CHUNK_MAX = 512 << 10
+_STRIDE = 1 << 22  # words
 _MEAN_BITS = 14  # a candidate every 2**14 words of 4 bytes: 64 KiB
 
 _META = struct.Struct("<4sIIIQ16s")  # tag, position, number of this chunk; chunks, bytes and hash of the snapshot
@@ -74,14 +75,19 @@ def content_hash(blob: memoryview) -> bytes:
     return blake3(blob).digest(_HASH_BYTES)
 
 
-def cut(blob: memoryview) -> list[memoryview]:
-    """The blob as chunks of ``CHUNK_MIN`` to ``CHUNK_MAX`` bytes (the last may be shorter), in order."""
+def cut(blob: memoryview, most: int = CHUNK_MAX) -> list[memoryview]:
+    """The blob as chunks of ``CHUNK_MIN`` to ``CHUNK_MAX`` bytes (the last may be shorter), in order.
+
+    ``most``: what a value of the store may have; chunks stay within it.
+    """
+    most = min(most, CHUNK_MAX)
+    least = min(most, CHUNK_MIN)
     cuts = _candidates(blob)
     chunks = []
     start = 0
-    while blob.nbytes - start > CHUNK_MIN:
-        at = int(np.searchsorted(cuts, start + CHUNK_MIN))
-        end = min(int(cuts[at]) if at < len(cuts) else blob.nbytes, start + CHUNK_MAX, blob.nbytes)
+    while blob.nbytes - start > least:
+        at = int(np.searchsorted(cuts, start + least))
+        end = min(int(cuts[at]) if at < len(cuts) else blob.nbytes, start + most, blob.nbytes)
         chunks.append(blob[start:end])
         start = end
     if start < blob.nbytes or not chunks:
@@ -92,10 +98,12 @@ def cut(blob: memoryview) -> list[memoryview]:
 def _candidates(blob: memoryview) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Where the blob may be cut: after two words of 4 bytes whose hash begins with so many zeros."""
     words = np.frombuffer(blob, dtype=np.uint32, count=blob.nbytes // 4)
-    if len(words) < 2:
-        return np.empty(0, dtype=np.int64)
-    mixed = words[:-1] * _A
-    mixed ^= words[1:] * _B
-    mixed *= _A
-    mixed >>= np.uint32(32 - _MEAN_BITS)
-    return (np.flatnonzero(mixed == 0) + 2) * 4
+    found = [np.empty(0, dtype=np.int64)]
+    for start in range(0, len(words) - 1, _STRIDE):  # in strides: what is mixed is as big as what it is mixed from
+        stride = words[start : start + _STRIDE + 1]
+        mixed = stride[:-1] * _A
+        mixed ^= stride[1:] * _B
+        mixed *= _A
+        mixed >>= np.uint32(32 - _MEAN_BITS)
+        found.append((np.flatnonzero(mixed == 0) + start + 2) * 4)
+    return np.concatenate(found)

@@ -63,7 +63,11 @@ Cells = npt.NDArray[np.int32]
 
 
 class StateLayoutError(ValueError):
-    """A blob is not laid out as this module knows it, or does not hold what was expected."""
+    """A blob is not laid out as this module knows it."""
+
+
+class StateMismatch(StateLayoutError):
+    """A blob of a known layout does not hold what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +196,7 @@ def check_rows(blob: memoryview, layout: Layout, start: int, end: int) -> None:
     """Raise unless the blob can be loaded and holds exactly the rows ``[start, end)``, no window."""
     rows, *others = parse(blob, layout)
     if any(other.cells for other in others):
-        raise StateLayoutError("a piece with window rows")
+        raise StateMismatch("a piece with window rows")
     _check_positions(rows, start, end)
 
 
@@ -227,7 +231,7 @@ def check_recurrent(blob: memoryview, layout: Layout, end: int) -> None:
     (position, n_seq, s_trans, layers), at = _read(_RECURRENT, blob, at)
     _, own_trans, own_layers = _EMPTY_RECURRENT.unpack_from(layout.tail)
     if (cells, position, n_seq, s_trans, layers) != (1, end - 1, 0, own_trans, own_layers):
-        raise StateLayoutError(f"a recurrent state of {cells} cells at position {position}, not one at {end - 1}")
+        raise StateMismatch(f"a recurrent state of {cells} cells at position {position}, not one at {end - 1}")
     for header, row_bytes in _recurrent_tensors(layout.tail):
         if blob[at : at + len(header)] != header:
             raise StateLayoutError(f"another recurrent tensor at byte {at}")
@@ -267,11 +271,11 @@ def _recurrent_bytes(tail: bytes) -> int:
 
 def _check_positions(section: Section, start: int, end: int) -> None:
     if not section.has_sequence:
-        raise StateLayoutError("no cells, or cells without a sequence")
+        raise StateMismatch("no cells, or cells without a sequence")
     expected = np.arange(start, end, dtype=np.int32)
     positions = section.positions
     if not (np.array_equal(positions, expected) or np.array_equal(np.sort(positions), expected)):
-        raise StateLayoutError(f"{len(positions)} cells are not the rows {start} to {end}")
+        raise StateMismatch(f"{len(positions)} cells are not the rows {start} to {end}")
 
 
 def _header(table: Cells, extra: int) -> bytes:

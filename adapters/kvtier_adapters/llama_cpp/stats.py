@@ -25,11 +25,11 @@ class SessionStats:
     bytes_captured: int = 0
     """Bytes of rows put into the store (those found there already are not counted)."""
     checkpoint_bytes: int = 0
-    """Bytes of sliding-window rows put into the store, the same way."""
+    """Bytes of sliding-window rows and snapshots put into the store, the same way."""
     captures_skipped: int = 0
     """Captures cut short because the store's write queue was full; they are tried again later."""
     bytes_restored: int = 0
-    """Bytes read for restores, rows and windows."""
+    """Bytes read for restores: rows, windows, snapshots."""
     misses: Counter[str] = field(default_factory=Counter)
     """Why a restore was shorter than it could have been, by reason."""
     errors: Counter[str] = field(default_factory=Counter)

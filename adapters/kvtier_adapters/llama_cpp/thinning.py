@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 from kvtier_adapters.llama_cpp.binding import Binding
 from kvtier_adapters.llama_cpp.placement import thin
+from kvtier_adapters.llama_cpp.snapshots import Snapshot
+from kvtier_adapters.llama_cpp.window import first_needed
 from kvtier_adapters.prefix import Piece
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Blocks that the checkpoints in ``[first, last]`` need: a snapshot (its own), window rows (any near them)."""
+    """What checkpoints in ``[first, last]`` need: a snapshot (its own alone), window rows of a piece (any near)."""
 
     first: int
     last: int
     nbytes: int
-    keys: Sequence[bytes]
+    block: Snapshot | Piece
 
     def serves(self, positions: Sequence[int]) -> bool:
         return any(self.first <= position <= self.last for position in positions)
@@ -32,33 +34,65 @@ class Thinner:
     def thin(self) -> None:
         """Raises what the store raises. The last checkpoint always stays."""
         to = self._to
-        most = to.options.checkpoint_bytes_max
-        parts = [part for piece in to.pieces for part in self._parts(piece)]
-        if sum(part.nbytes for part in parts) <= most:
+        snapshots = [part for piece in to.pieces if (part := self._snapshot(piece))] if to.memory.snapshots else []
+        windows = [self._window(piece) for piece in to.pieces] if to.ring.n_swa else []
+        parts = [*snapshots, *(part for part in windows if part)]
+        if sum(part.nbytes for part in parts) <= to.options.checkpoint_bytes_max:
             return
-        ends = [piece.end for piece in to.pieces if any(part.serves([piece.end]) for part in parts)]
+        ends = self._ends(snapshots, windows)
+        if not ends:
+            return
 
         def cost(positions: Sequence[int]) -> int:
             return sum(part.nbytes for part in parts if part.serves(positions))
 
-        kept = thin(ends, cost, most)
-        left = [part for part in parts if part.serves(kept)]
+        kept = thin(ends, cost, to.options.checkpoint_bytes_max)
         for part in parts:
-            if part not in left:
-                for key in part.keys:
-                    to.store.delete(key, namespace=to.options.namespace)
-        to.stats.checkpoints_thinned += sum(not any(part.serves([end]) for part in left) for end in ends)
+            if not part.serves(kept):
+                self._delete(part)
+        left = self._ends(
+            [part for part in snapshots if part.serves(kept)],
+            [part if part and part.serves(kept) else None for part in windows],
+        )
+        to.stats.checkpoints_thinned += len(ends) - len(left)
 
-    def _parts(self, piece: Piece) -> list[_Part]:
-        """What the store has of checkpoints under the key of one piece."""
+    def _ends(self, snapshots: Sequence[_Part], windows: Sequence[_Part | None]) -> list[int]:
+        """The positions that can be gone back to with these parts."""
         to = self._to
-        found = []
-        snapshot = to.snapshot(piece) if to.memory.snapshots else None
-        if snapshot:
-            found.append(_Part(piece.end, piece.end, snapshot.nbytes, snapshot.keys(to.secret)))
-        window = to.window_part(piece) if to.ring.n_swa else None
-        info = to.store.info(window.key, namespace=to.options.namespace) if window else None
-        if window and info:
-            last = window.end + to.ring.n_swa - 1
-            found.append(_Part(window.start + 1, last, info.nbytes, [window.key]))
-        return found
+        whole = {part.last for part in snapshots}
+        return [
+            piece.end
+            for number, piece in enumerate(to.pieces)
+            if (not to.memory.snapshots or piece.end in whole) and self._has_window(number, windows)
+        ]
+
+    def _snapshot(self, piece: Piece) -> _Part | None:
+        snapshot = self._to.snapshot(piece)
+        return _Part(piece.end, piece.end, snapshot.nbytes, snapshot) if snapshot else None
+
+    def _window(self, piece: Piece) -> _Part | None:
+        to = self._to
+        rows = to.window_part(piece)
+        info = to.store.info(rows.key, namespace=to.namespace) if rows else None
+        if rows is None or info is None:
+            return None
+        return _Part(rows.start + 1, rows.end + to.ring.n_swa - 1, info.nbytes, rows)
+
+    def _has_window(self, number: int, windows: Sequence[_Part | None]) -> bool:
+        """Whether the window as of the end of a piece is stored whole; true where there is none."""
+        if not windows:
+            return True
+        pieces = self._to.pieces[: number + 1]
+        needed = first_needed(pieces[-1].end, self._to.ring.n_swa)
+        for piece, part in zip(reversed(pieces), reversed(windows[: number + 1]), strict=True):
+            if piece.end <= needed:
+                break
+            if part is None or part.first - 1 > max(piece.start, needed):
+                return False
+        return True
+
+    def _delete(self, part: _Part) -> None:
+        to = self._to
+        keys = part.block.keys(to.secret) if isinstance(part.block, Snapshot) else [part.block.key]
+        for key in keys:
+            to.store.delete(key, namespace=to.namespace)

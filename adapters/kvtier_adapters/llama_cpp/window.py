@@ -39,9 +39,14 @@ class Gap(NamedTuple):
     cells: int
 
 
+def first_needed(resume: int, n_swa: int) -> int:
+    """The first position that must be complete for evaluating ``resume``; ``n_swa`` 0: no window."""
+    return max(0, resume - n_swa + 1) if n_swa else 0
+
+
 def needed_from(end: int, n_swa: int) -> int:
-    """The first row of the window as of ``end``: one more than evaluating ``end`` looks back to, so that a context
-    restored to ``end`` can go on one token before it as well."""
+    """The first row of the window that is kept as of ``end``: one more than :func:`first_needed` for ``end``, so that
+    a context restored to ``end`` can go on one token before it as well."""
     return max(0, end - n_swa)
 
 
