@@ -25,7 +25,7 @@ def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
 
     The prompt is captured between the two: the first figure has it, the second one only what decoding adds.
     """
-    answer_tokens, repeats = (64, 3) if quick else (512, 7)
+    answer_tokens, repeats = (64, 3) if quick else (512, 5)
     rows = []
     for name, model in model_files().items():
         say(name)

@@ -32,7 +32,7 @@ def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     rows = []
     for name, model in model_files().items():
         for tokens in _LENGTHS[name][:1] if quick else _LENGTHS[name]:
-            rows.append(_measure(name, model, tokens, 3 if quick else 7, say))
+            rows.append(_measure(name, model, tokens, 3 if quick else 5, say))
     return {"rows": rows, "page_cache": rows[0]["page_cache"]}
 
 
