@@ -90,7 +90,7 @@ def evaluate(llm: Llama, tokens: Sequence[int]) -> None:
 
     params = llm.context_params
     key = (llm.model_path, params.flash_attn_type, params.swa_full, tuple(tokens))
-    if key in _evaluated:
+    if key in _evaluated and "_kvtier_attachment" not in vars(llm):  # which is told of evaluations only
         known = _evaluated[key]
         state = (ctypes.c_uint8 * len(known)).from_buffer_copy(known)
         assert llama_cpp.llama_state_seq_set_data(llm.ctx, state, len(state), 0) == len(known)

@@ -49,7 +49,7 @@ NAMES = {
 METHODS = {
     "open": "(source, *, read_only, listeners, fs, clock, background)",
     "close": "(self)",
-    "put": "(self, key, buffers, *, meta, parent, namespace)",
+    "put": "(self, key, buffers, *, meta, parent, namespace, give)",
     "put_many": "(self, items, *, namespace)",
     "get": "(self, key, *, namespace)",
     "get_into": "(self, key, buffers, *, namespace)",

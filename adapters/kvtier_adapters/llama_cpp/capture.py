@@ -39,8 +39,9 @@ class Recorder:
         if not self._record_rows(tokens, self._to.keys(tokens)) or not checkpoint:
             return
         complete = not memory.n_swa or self._record_window(len(tokens), at_end)
-        if memory.snapshots and at_end and complete:
-            self._record_snapshot(self._to.pieces[-1])
+        last = next((piece for piece in self._to.pieces if piece.end == len(tokens)), None)
+        if memory.snapshots and at_end and complete and last:  # none where more was stored before, in one piece
+            self._record_snapshot(last)
         if memory.checkpoints and complete:
             self._thinner.thin()
 
@@ -48,7 +49,7 @@ class Recorder:
         """Whether all rows of ``tokens`` are stored now."""
         to = self._to
         common = common_prefix(to.stored, tokens)
-        if common == len(tokens) == len(to.stored):
+        if common == len(tokens):
             return True
         if common == 0 or common < len(to.stored):  # another conversation: how much of it is there already?
             to.pieces = next(to.prefixes(keys), [])
