@@ -22,6 +22,7 @@ pytest.importorskip("gguf")
 import llama_cpp
 
 from kvtier_adapters.llama_cpp import LlamaSession, Options, attach
+from kvtier_adapters.llama_cpp.binding import as_tokens
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -360,4 +361,30 @@ def test_a_checkpoint_of_a_shorter_context_is_never_taken_for_that_of_a_longer_o
         assert session.stored_tokens(prompt[:101]) == 0
         assert session.position([*prompt, 5]) == 300
         llm.eval([5])
+        np.testing.assert_array_equal(logits(llm), expected)
+
+
+@pytest.mark.parametrize("swa_full", [True, False])
+@pytest.mark.parametrize("name", ["gemma3", "lfm2-swa"])
+def test_rows_of_a_window_that_two_pieces_have_are_restored_once(name: str, swa_full: bool, store: Store) -> None:
+    """A prompt is stored up to 290 at once, and again from 280 on: its window rows are those of the first time."""
+    with tiny_llama.loaded(name, swa_full=swa_full) as llm:
+        prompt = engine.prompt(llm, 300)
+        for start, end in ((0, 280), (280, 290), (290, 300)):
+            llm.eval(prompt[start:end])
+        expected = logits(llm)
+        for ends in ((290,), (280, 290)):
+            engine.fresh(llm)
+            session = LlamaSession(llm, store, Options(restore_min_tokens=1, reproducible=True))
+            for start, end in zip((0, *ends), ends, strict=False):
+                llm.eval(prompt[start:end])
+                session.capture(checkpoint=True)
+        engine.fresh(llm)
+        session = LlamaSession(llm, store, Options(restore_min_tokens=1, reproducible=True))
+        assert session._to is not None
+        plan = session._to.plan(session._to.keys(as_tokens(prompt[:290])), 290)
+        assert plan is not None
+        assert [(part.start, part.end) for part in plan.window][-2:] == [(256, 280), (256, 290)]
+        assert session.restore(prompt[:290]) == 290
+        llm.eval(prompt[290:])
         np.testing.assert_array_equal(logits(llm), expected)

@@ -167,9 +167,11 @@ class Restorer:
                 for first, count in _steps(cells.start, cells.end, LANES):
                     native.append_window(blank_rows(blobs[0], layout, first, count))
             else:
+                first = max(cells.start, needed)  # each row once: a part may begin before the one ahead of it ends
                 for part, blob in zip(plan.window, blobs, strict=True):
-                    if part.start < cells.end and max(cells.start, needed) < part.end:
-                        native.append_window(select_rows(blob, layout, max(cells.start, needed), cells.end))
+                    if first < min(part.end, cells.end):
+                        native.append_window(select_rows(blob, layout, first, cells.end))
+                        first = part.end
         native.release_cells()
 
     def _load_snapshot(self, snapshot: Snapshot, chunks: Iterator[Hit | Miss]) -> bool:
