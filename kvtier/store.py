@@ -13,7 +13,6 @@ from kvtier.assembly import Parts, config_of, open_parts
 from kvtier.back import Back
 from kvtier.blocks import (
     BlockInfo,
-    BlockState,
     Buffer,
     Explanation,
     Hit,
@@ -25,22 +24,22 @@ from kvtier.blocks import (
     check_key,
     check_meta,
 )
-from kvtier.buffers import byte_views, check_size, copy_across, owned
+from kvtier.buffers import byte_views, owned
 from kvtier.clock import Clock, SystemClock
 from kvtier.config import Config
 from kvtier.errors import FlushError, ForkedStore, LimitError, ReadOnlyStore, StoreClosed
 from kvtier.events import Listener, Signals, WriteSkipped
-from kvtier.front import Front, InMemory
+from kvtier.front import Front
 from kvtier.fs import FileSystem, default_file_system
 from kvtier.identity import Identity
 from kvtier.index.lmdb_index import ENGINE
 from kvtier.policy import registry
 from kvtier.policy.base import NO_PARENT
+from kvtier.reads import Reads
 from kvtier.stats import StoreStats, stats_of
 from kvtier.tiers.ram import RamBlock, RamTier
 from kvtier.tiers.reading import Located, Wanted
 
-_LOCATE_AT_ONCE = 1024
 _MATCH_AT_ONCE = 64
 
 
@@ -113,6 +112,7 @@ class Store:
         self._back: Back | None = None
         if parts:
             self._back = Back(config, parts, self._front, signals, read_only=read_only, background=background)
+        self._reads = Reads(self._front, self._back, signals)
         atexit.register(self.close)
 
     def close(self) -> None:
@@ -218,16 +218,7 @@ class Store:
     def get(self, key: bytes, *, namespace: bytes = b"") -> Hit | Miss:
         """One block, every byte checked. From RAM nothing is copied; from disk it enters RAM on the way."""
         self._check_open()
-        wanted = self._wanted(key, namespace)
-        found = self._front.find(wanted)
-        if found is None and self._back is not None and self._back.wait_for(wanted.block_id):
-            found = self._front.find(wanted)
-        if found is not None or self._back is None:
-            return self._outcome(wanted, found)
-        located = self._back.locate([wanted])[0]
-        if isinstance(located, MissReason):
-            return self._miss(wanted, located)
-        return self._read_outcome(located, self._back.read(located))
+        return self._reads.get(self._wanted(key, namespace))
 
     def get_into(self, key: bytes, buffers: Buffer | Sequence[Buffer], *, namespace: bytes = b"") -> HitInto | Miss:
         """One block into the caller's writable buffers, whose sizes must sum to the block's.
@@ -240,23 +231,7 @@ class Store:
         targets = byte_views(buffers, self._value_bytes_max)
         if any(t.readonly for t in targets):
             raise LimitError("get_into needs writable buffers")
-        size = sum(t.nbytes for t in targets)
-        found = self._front.find(wanted)
-        if found is not None or self._back is None:
-            hit = self._outcome(wanted, found)
-            if isinstance(hit, Miss):
-                return hit
-            check_size(size, hit.nbytes)
-            copy_across(hit.buffers, targets)
-            return HitInto(key, size, hit.meta, hit.tier)
-        located = self._back.locate([wanted])[0]
-        if isinstance(located, MissReason):
-            return self._miss(wanted, located)
-        check_size(size, located.entry.nbytes)
-        read = self._back.read_into(located, targets)
-        if isinstance(read, MissReason):
-            return self._miss(wanted, read)
-        return HitInto(key, size, read.entry.meta, read.tier.name)
+        return self._reads.get_into(wanted, targets)
 
     def get_many(self, keys: Iterable[bytes], *, namespace: bytes = b"", keep: bool = True) -> Iterator[Hit | Miss]:
         """The blocks of ``keys``, in order, reading ahead of the consumer by up to ``prefetch.bytes_max``.
@@ -267,34 +242,7 @@ class Store:
         is needed once.
         """
         self._check_open()
-        return self._get_many([self._wanted(k, namespace) for k in keys], keep)
-
-    def _get_many(self, wanted: Sequence[Wanted], keep: bool) -> Iterator[Hit | Miss]:
-        for at in range(0, len(wanted), _LOCATE_AT_ONCE):
-            yield from self._get_some(wanted[at : at + _LOCATE_AT_ONCE], keep)
-
-    def _get_some(self, wanted: Sequence[Wanted], keep: bool) -> Iterator[Hit | Miss]:
-        self._check_open()
-        found = self._front.find_many(wanted, use=True)
-        back = self._back
-        if back is None:
-            yield from (self._outcome(w, f) for w, f in zip(wanted, found, strict=True))
-            return
-        missing = [w for w, f in zip(wanted, found, strict=True) if f is None]
-        coming = {w.block_id for w in missing if back.is_coming(w.block_id)}
-        located = back.locate([w for w in missing if w.block_id not in coming])
-        places = iter(located)
-        ahead = back.read_ahead([p for p in located if isinstance(p, Located)], keep=keep)
-        for w, f in zip(wanted, found, strict=True):
-            self._check_open()
-            if f is not None:
-                yield self._outcome(w, f)
-            elif w.block_id in coming:
-                yield self.get(w.key, namespace=w.namespace)
-            elif isinstance(place := next(places), Located):
-                yield self._read_outcome(place, next(ahead))
-            else:
-                yield self._miss(w, place)
+        return self._while_open(self._reads.get_many([self._wanted(k, namespace) for k in keys], keep=keep))
 
     def match(self, keys: Sequence[bytes], *, namespace: bytes = b"") -> int:
         """How many of ``keys``, from the first on without a gap, are present. Reads no payload."""
@@ -302,7 +250,7 @@ class Store:
         count = 0
         for at in range(0, len(keys), _MATCH_AT_ONCE):
             wanted = [self._wanted(k, namespace) for k in keys[at : at + _MATCH_AT_ONCE]]
-            for present in self._present(wanted):
+            for present in self._reads.present(wanted):
                 if not present:
                     return count
                 count += 1
@@ -311,22 +259,12 @@ class Store:
     def contains(self, key: bytes, *, namespace: bytes = b"") -> bool:
         """Whether the block is present. Reads no payload; does not count as a use."""
         self._check_open()
-        return self._present([self._wanted(key, namespace)])[0]
+        return self._reads.present([self._wanted(key, namespace)])[0]
 
     def info(self, key: bytes, *, namespace: bytes = b"") -> BlockInfo | None:
         """Metadata and sizes of a block without reading its payload; None if it is not present."""
         self._check_open()
-        wanted = self._wanted(key, namespace)
-        found = self._front.find(wanted, use=False)
-        if found is not None or self._back is None:
-            if found is None or found.block is None:
-                return None
-            b = found.block
-            return BlockInfo(key, b.meta, tuple(v.nbytes for v in b.buffers), found.place)
-        located = self._back.locate([wanted])[0]
-        if isinstance(located, MissReason):
-            return None
-        return BlockInfo(key, located.entry.meta, located.entry.lengths, located.tier.name)
+        return self._reads.info(self._wanted(key, namespace))
 
     def explain(self, key: bytes, *, namespace: bytes = b"") -> Explanation:
         """Where a block is, or why it is not there: evicted, deleted, damaged, ...; from which tier, and when.
@@ -336,13 +274,7 @@ class Store:
         and of the RAM tier's evictions none is remembered. Reads no payload; does not count as a use.
         """
         self._check_open()
-        wanted = self._wanted(key, namespace)
-        found = self._front.find(wanted, use=False)
-        if found is None:
-            return self._back.explain(wanted) if self._back else Explanation(BlockState.UNKNOWN)
-        if found.block is None:
-            return Explanation(BlockState.DELETED)
-        return Explanation(BlockState.RAM if found.place == "ram" else BlockState.QUEUED, found.place)
+        return self._reads.explain(self._wanted(key, namespace))
 
     # -- hints --------------------------------------------------------------------------------------
 
@@ -412,27 +344,11 @@ class Store:
         check_key(key, namespace)
         return Wanted(self._identity.block_id(namespace, key), namespace, key)
 
-    def _present(self, wanted: Sequence[Wanted]) -> list[bool]:
-        found = self._front.find_many(wanted, use=False)
-        missing = [w for w, f in zip(wanted, found, strict=True) if f is None]
-        if self._back is None or not missing:
-            return [f is not None and f.block is not None for f in found]
-        places = iter(self._back.locate(missing))
-        return [isinstance(next(places), Located) if f is None else f.block is not None for f in found]
-
-    def _outcome(self, wanted: Wanted, found: InMemory | None) -> Hit | Miss:
-        if found is None or found.block is None:
-            return self._miss(wanted, MissReason.ABSENT)
-        return Hit(wanted.key, found.block.buffers, found.block.meta, found.place)
-
-    def _read_outcome(self, located: Located, block: RamBlock | MissReason) -> Hit | Miss:
-        if isinstance(block, MissReason):
-            return self._miss(located.wanted, block)
-        return Hit(block.key, block.buffers, block.meta, located.tier.name)
-
-    def _miss(self, wanted: Wanted, reason: MissReason) -> Miss:
-        self._signals.count(f"miss:{reason.value}")
-        return Miss(wanted.key, reason)
+    def _while_open(self, outcomes: Iterator[Hit | Miss]) -> Iterator[Hit | Miss]:
+        self._check_open()
+        for outcome in outcomes:
+            yield outcome
+            self._check_open()
 
     def _note(self, outcome: PutOutcome) -> None:
         """Count skips, and tell listeners once an episode."""
