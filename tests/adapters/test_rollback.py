@@ -23,6 +23,7 @@ import llama_cpp
 
 from kvtier_adapters.llama_cpp import LlamaSession, Options, attach
 from kvtier_adapters.llama_cpp.binding import as_tokens
+from kvtier_adapters.llama_cpp.native import SequenceState
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -161,6 +162,29 @@ def test_a_context_that_was_cleared_without_a_word_is_filled_again(name: str, ti
         llm.eval(MORE)
         assert np.array_equal(logits(llm), expected)
         assert (attached.stats.mended, attached.stats.errors) == (1, {})
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_nothing_is_stored_of_a_context_that_could_not_be_mended(
+    name: str, tiny: Models, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = tiny(name)
+    with attach(llm, store) as attached:
+        llm.eval(TEXT)
+        llm.n_tokens = BACK
+        with monkeypatch.context() as broken:
+            broken.setattr(SequenceState, "pos_max", property(lambda self: 1 // 0))
+            try:
+                llm.eval(MORE)
+            except RuntimeError:  # a recurrent memory: llama.cpp itself says no
+                llm.n_tokens = BACK
+        attached.session.capture(checkpoint=True)
+        assert attached.stats.errors == {"ZeroDivisionError": 1}
+        assert attached.session.stored_tokens([*TEXT[:BACK], *MORE]) == 0
+        llm.reset()
+        llm.eval(TEXT)
+        attached.session.capture(checkpoint=True)
+        assert attached.session.stored_tokens(TEXT) == LENGTH
 
 
 @pytest.mark.parametrize("name", KINDS)

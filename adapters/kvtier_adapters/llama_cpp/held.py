@@ -87,6 +87,10 @@ class LlamaTokens:
         """The context was reset."""
         self._seen = 0
 
+    def distrust(self) -> None:
+        """What is in the context is in doubt, and so is all that is evaluated behind it, until it is reset."""
+        self._seen = -1
+
 
 class SequenceTokens:
     """Those of a sequence whose user decodes itself and says what: see :meth:`.SequenceSession.decoded`."""

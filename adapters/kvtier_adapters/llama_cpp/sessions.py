@@ -262,12 +262,13 @@ class LlamaSession(Session):
 
         ``Llama`` drops its last tokens by counting fewer (drafts that were refused, a prompt that begins alike).
         Where the memory cannot follow, its evaluation would go on from rows or a state that are not there, and
-        say nothing.
+        say nothing. If this cannot be told or cannot be mended, nothing of the context is stored until it is reset.
         """
         try:
             return self._mend()
         except Exception as error:
             self._count(error)
+            self._tokens.distrust()
             return []
 
     def _mend(self) -> list[int]:
