@@ -1,4 +1,4 @@
-"""Reading ahead: neighbours on disk in one read, several reads in flight, bytes in flight bounded.
+"""The pool that reads ahead: of one consumer, or because it was asked to bring blocks up. Bytes in flight are bounded.
 
 Threads: all of it may be called from any thread. Reads run on the pool's threads, and what they bring is
 handed to ``deliver`` there.
@@ -10,56 +10,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
+from kvtier.background.read_ahead import Batch, Bounds, Outcome, ReadAhead, coalesce, size_of
 from kvtier.background.slabs import Slabs
-from kvtier.blocks import MissReason
-from kvtier.errors import StoreClosed
 from kvtier.tiers.ram import RamBlock
 from kvtier.tiers.reading import DiskReader, Located, stored_bytes
 
-Outcome = RamBlock | MissReason
-Batch = list[Located]
-GAP_BYTES_MAX = 64 << 10
 _QUEUE_BLOCKS_MAX = 1 << 16
 _FIRST_BYTES_MAX = 1 << 20
-
-
-def coalesce(located: Sequence[Located], bytes_max: int, first_bytes_max: int | None = None) -> list[Batch]:
-    """Cut a sequence of blocks, in order, into runs that one read can bring.
-
-    A run stays in one segment, goes forward, skips at most 64 KiB between two blocks, and reads at most
-    ``bytes_max`` (or one block). With ``first_bytes_max`` the first run is that short and each further one twice
-    as long, so that a consumer has something to work on while the next run is read.
-    """
-    batches: list[Batch] = []
-    limit = min(bytes_max, first_bytes_max or bytes_max)
-    for block in located:
-        if batches and _continues(batches[-1], block, limit):
-            batches[-1].append(block)
-        else:
-            if batches:
-                limit = min(bytes_max, 2 * limit)
-            batches.append([block])
-    return batches
-
-
-def _continues(batch: Batch, block: Located, bytes_max: int) -> bool:
-    last = batch[-1]
-    if (last.tier, last.content.segment_no) != (block.tier, block.content.segment_no):
-        return False
-    gap = block.extent.offset - last.extent.end
-    return 0 <= gap <= GAP_BYTES_MAX and block.extent.end - batch[0].extent.offset <= bytes_max
-
-
-def _drained(outcomes: deque[Outcome]) -> Iterator[Outcome]:
-    """The outcomes, each forgotten as it is handed on, so that its buffer can be used again."""
-    while outcomes:
-        yield outcomes.popleft()
-
-
-def _size(batch: Batch) -> int:
-    """The memory that a batch needs: as it is read, or as it is once decoded."""
-    return max(batch[-1].extent.end - batch[0].extent.offset, sum(b.entry.nbytes for b in batch))
 
 
 class Prefetcher:
@@ -102,24 +61,10 @@ class Prefetcher:
 
         ``keep``: they are delivered too; else they go through a few buffers that are used again.
         """
-        waiting = deque(coalesce(located, self._coalesce_bytes_max, _FIRST_BYTES_MAX))
-        running: deque[tuple[int, Future[deque[Outcome]]]] = deque()
-        flying = 0
-        depth = len(waiting) if keep else self._threads
-        while waiting or running:
-            while waiting and (not running or (len(running) < depth and flying + _size(waiting[0]) <= self._bytes_max)):
-                batch = waiting.popleft()
-                flying += _size(batch)
-                running.append((_size(batch), self._submit(batch, keep)))
-            size, future = running.popleft()
-            yield from _drained(future.result())
-            flying -= size
-
-    def _submit(self, batch: Batch, keep: bool) -> Future[deque[Outcome]]:
-        try:
-            return self._pool.submit(self._read, batch, keep)
-        except RuntimeError as e:
-            raise StoreClosed("the store is closed") from e
+        batches = coalesce(located, self._coalesce_bytes_max, _FIRST_BYTES_MAX)
+        held = len(batches) if keep else self._threads + 1
+        bounds = Bounds(held, self._bytes_max, self._coalesce_bytes_max)
+        return ReadAhead(batches, partial(self._read, keep=keep), self._pool.submit, bounds).outcomes()
 
     def _read(self, batch: Batch, keep: bool, prefetched: bool = False) -> deque[Outcome]:
         into = None if keep else self._slabs.take(stored_bytes(batch))
@@ -163,7 +108,7 @@ class Prefetcher:
 
     def _launch(self) -> None:
         while self._queue and not self._closed:
-            size = _size(self._queue[0][0])
+            size = size_of(self._queue[0][0])
             if self._flying_bytes and self._flying_bytes + size > self._bytes_max:
                 return
             batch, future = self._queue.popleft()
@@ -181,7 +126,7 @@ class Prefetcher:
             self._read(batch, keep=True, prefetched=True)
         finally:
             with self._lock:
-                self._flying_bytes -= _size(batch)
+                self._flying_bytes -= size_of(batch)
                 self._forget(batch)
             future.set_result(None)
             with self._lock:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier.background.prefetcher import GAP_BYTES_MAX, Prefetcher, coalesce
+from kvtier.background.prefetcher import Prefetcher
+from kvtier.background.read_ahead import GAP_BYTES_MAX, coalesce
 from kvtier.background.slabs import Slabs
 from kvtier.blocks import MissReason
 from kvtier.errors import StoreClosed
