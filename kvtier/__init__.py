@@ -35,7 +35,9 @@ from kvtier.errors import (
     StoreUnwritable,
     TierMissing,
     UnsupportedFormat,
+    WrongKeys,
 )
+from kvtier.keys import Key, KeyProvider, single_key
 from kvtier.stats import StoreStats
 from kvtier.store import Store
 
@@ -53,6 +55,8 @@ __all__ = [
     "ForkedStore",
     "Hit",
     "HitInto",
+    "Key",
+    "KeyProvider",
     "KvtierError",
     "LimitError",
     "Miss",
@@ -74,4 +78,6 @@ __all__ = [
     "TierMissing",
     "UnsupportedFormat",
     "WriteBehindConfig",
+    "WrongKeys",
+    "single_key",
 ]

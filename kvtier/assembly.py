@@ -11,8 +11,10 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from kvtier import vaults
 from kvtier.clock import Clock
 from kvtier.config import SAVED_FILE, Config, TierConfig
 from kvtier.errors import LimitError, NotAStore, StoreLocked, StoreUnwritable, TierMissing
@@ -31,11 +33,13 @@ from kvtier.identity import (
 )
 from kvtier.index.lmdb_index import ENGINE, IndexBusy, IndexUnusable, LmdbIndex, is_sound, looks_cut
 from kvtier.index.schema import IndexDamaged
+from kvtier.keys import KeyProvider
 from kvtier.policy import registry
 from kvtier.recovery import Recovery, Report
 from kvtier.tiers.disk import DiskTier, TierSetup
 from kvtier.tiers.ladder import Ladder
 from kvtier.tiers.ledger import Ledger
+from kvtier.vault import Vault
 
 LOCK_FILE, INDEX_FOLDER, RUNNING_FILE = "LOCK", "index", "RUNNING"
 _WRITE_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -48,10 +52,12 @@ class Parts:
     """The open disk half of a store, and how to close it."""
 
     identity: Identity
+    vault: Vault
     index: LmdbIndex
     ladder: Ladder
     report: Report
     on_close: list[Callable[[], None]] = field(default_factory=list)
+    reseal: Callable[[], None] = lambda: None
 
     def close(self) -> None:
         """Close in reverse order of opening."""
@@ -74,7 +80,9 @@ def config_of(source: Config | str | os.PathLike[str]) -> Config:
     return Config.from_toml(path) if path.suffix == ".toml" else Config.of_store(path)
 
 
-def open_parts(config: Config, fs: FileSystem, clock: Clock, signals: Signals, *, read_only: bool) -> Parts:
+def open_parts(
+    config: Config, fs: FileSystem, clock: Clock, signals: Signals, keys: KeyProvider | None, *, read_only: bool
+) -> Parts:
     """Open (creating what is missing, unless ``read_only``) the store that ``config`` describes.
 
     Raises the errors of :class:`kvtier.StoreError`; nothing stays open or locked then.
@@ -84,8 +92,8 @@ def open_parts(config: Config, fs: FileSystem, clock: Clock, signals: Signals, *
     closers: list[Callable[[], None]] = []
     try:
         if read_only:
-            return _open_read_only(config, root, fs, clock, signals, closers)
-        return _open(config, root, fs, clock, signals, closers)
+            return _open_read_only(config, root, fs, clock, signals, keys, closers)
+        return _open(config, root, fs, clock, signals, keys, closers)
     except BaseException as e:
         _run_all(closers)
         if isinstance(e, OSError) and e.errno in _WRITE_REFUSED:
@@ -99,14 +107,16 @@ def _open(
     fs: FileSystem,
     clock: Clock,
     signals: Signals,
+    keys: KeyProvider | None,
     closers: list[Callable[[], None]],
 ) -> Parts:
     is_new = _is_new(fs, root)
     fs.make_dir(root)
     closers.append(_locked(fs, os.path.join(root, LOCK_FILE)))
     is_new = is_new and _is_new(fs, root)  # another process may have made it meanwhile
-    identity = Identity.new(ENGINE) if is_new else load_identity(fs, os.path.join(root, STORE_FILE), ENGINE)
+    identity = vaults.new_identity(ENGINE, keys) if is_new else _known(fs, root, keys)
     known = identity.with_tiers(t.name for t in config.tier)
+    vault = vaults.vault_of(known, keys)
     if len(known.tiers) > TIERS_MAX:
         raise LimitError(f"{root}: a store can know {TIERS_MAX} tier names in its life, no more")
     if is_new or known != identity:
@@ -123,14 +133,15 @@ def _open(
         fs.sync_dir(os.path.join(root, INDEX_FOLDER))
         fs.sync_dir(root)
     _start_running(fs, root)
-    tiers = _tiers(config, folders, known, fs, clock, signals)
+    tiers = _tiers(config, folders, known, vault, fs, clock, signals)
     closers += [t.close for t in tiers]
     ledger = Ledger(index, tiers, signals, clock)
     recovery = Recovery(fs, index, tiers, ledger, signals, known.block_id, known.store_id)
     report = recovery.run()
     # Closing runs backwards: tiers, then the index, then the mark of a clean end, then the lock.
     closers.insert(1, lambda: _end_running(fs, root))
-    return Parts(known, index, Ladder(index, tiers, ledger, signals), report, closers)
+    ladder = Ladder(index, tiers, ledger, signals)
+    return Parts(known, vault, index, ladder, report, closers, partial(_reseal, fs, root, known, keys))
 
 
 def _open_read_only(
@@ -139,11 +150,13 @@ def _open_read_only(
     fs: FileSystem,
     clock: Clock,
     signals: Signals,
+    keys: KeyProvider | None,
     closers: list[Callable[[], None]],
 ) -> Parts:
     if _is_new(fs, root):
         raise NotAStore(f"{root}: there is no store here")
-    identity = load_identity(fs, os.path.join(root, STORE_FILE), ENGINE)
+    identity = _known(fs, root, keys)
+    vault = vaults.vault_of(identity, keys)
     present = [t for t in config.tier if t.name in identity.tiers]
     folders = [_tier_folder(fs, t, identity, create=False) for t in present]
     folder = os.path.join(root, INDEX_FOLDER)
@@ -155,7 +168,7 @@ def _open_read_only(
     except IndexUnusable as e:
         raise NotAStore(f"{folder}: the index cannot be read ({e}); open the store for writing to rebuild it") from e
     closers.append(index.close)
-    tiers = _tiers(config.model_copy(update={"tier": tuple(present)}), folders, identity, fs, clock, signals)
+    tiers = _tiers(config.model_copy(update={"tier": tuple(present)}), folders, identity, vault, fs, clock, signals)
     closers += [t.close for t in tiers]
     with index.read() as view:
         for tier in tiers:
@@ -168,7 +181,18 @@ def _open_read_only(
                     with suppress(FileNotFoundError):  # the writer has just dropped it
                         tier.know(number, known[number].live_bytes)
     ledger = Ledger(index, tiers, signals, clock)
-    return Parts(identity, index, Ladder(index, tiers, ledger, signals), Report(), closers)
+    return Parts(identity, vault, index, Ladder(index, tiers, ledger, signals), Report(), closers)
+
+
+def _reseal(fs: FileSystem, root: str, identity: Identity, keys: KeyProvider | None) -> None:
+    """Encrypt the store's secret with the store's current key."""
+    if keys is not None:
+        fs.write_file_durably(os.path.join(root, STORE_FILE), dump_identity(vaults.resealed(identity, keys)))
+
+
+def _known(fs: FileSystem, root: str, keys: KeyProvider | None) -> Identity:
+    """The identity of a store that is there, with its secret."""
+    return vaults.unlocked(load_identity(fs, os.path.join(root, STORE_FILE), ENGINE), keys, root)
 
 
 def _is_new(fs: FileSystem, root: str) -> bool:
@@ -287,7 +311,13 @@ def _boot_id() -> bytes:
 
 
 def _tiers(
-    config: Config, folders: list[str], identity: Identity, fs: FileSystem, clock: Clock, signals: Signals
+    config: Config,
+    folders: list[str],
+    identity: Identity,
+    vault: Vault,
+    fs: FileSystem,
+    clock: Clock,
+    signals: Signals,
 ) -> list[DiskTier]:
     return [
         DiskTier(
@@ -307,6 +337,7 @@ def _tiers(
             identity.store_id,
             signals,
             clock,
+            vault,
         )
         for t, folder in zip(config.tier, folders, strict=True)
     ]

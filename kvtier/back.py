@@ -10,13 +10,16 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
 
 from kvtier.assembly import Parts
 from kvtier.background.prefetcher import Prefetcher
 from kvtier.background.worker import Worker
 from kvtier.background.write_behind import Pending
-from kvtier.blocks import BlockState, Explanation, MissReason
+from kvtier.blocks import BlockInfo, BlockState, Explanation, MissReason
 from kvtier.config import Config
 from kvtier.events import Signals, WriteFailed
 from kvtier.front import Front
@@ -27,11 +30,13 @@ from kvtier.tiers.drafts import NewBlock
 from kvtier.tiers.ladder import NoRoom, Suspended
 from kvtier.tiers.ram import RamBlock
 from kvtier.tiers.reading import DiskReader, Located, Wanted
+from kvtier.vault import DecryptError, KeyMissing
 
 log = logging.getLogger("kvtier")
 
 _TOUCHES_BEFORE_SAVE = 4096
 _PROMOTE_AT_ONCE = 64
+_REWRITE_BYTES = 32 << 20
 _LOOK_AGAIN_S = 1.0  # so that a worker that died is noticed
 _STATES: dict[int, BlockState] = {reason: BlockState[reason.name] for reason in Reason}
 
@@ -103,12 +108,20 @@ class Back:
             self._used(located)
         return block
 
-    def read_into(self, located: Located, targets: Sequence[memoryview]) -> Located | MissReason:
-        """One block into the caller's views; the block as it was read."""
+    def read_into(self, located: Located, targets: Sequence[memoryview]) -> tuple[Located, bytes] | MissReason:
+        """One block into the caller's views; the block as it was read, and its metadata."""
         read = self._reader.read_into(located, targets)
-        if isinstance(read, Located):
-            self._used(read)
+        if not isinstance(read, MissReason):
+            self._used(read[0])
         return read
+
+    def info(self, located: Located) -> BlockInfo | None:
+        """What the index says of a block; None if its metadata cannot be decrypted."""
+        try:
+            meta = self.parts.vault.decrypt_meta(located.entry)
+        except (DecryptError, KeyMissing):
+            return None
+        return BlockInfo(located.wanted.key, meta, located.entry.lengths, located.tier.name)
 
     def read_ahead(self, located: Sequence[Located], *, keep: bool) -> Iterator[RamBlock | MissReason]:
         """Blocks in order, later ones being read while the consumer works on earlier ones."""
@@ -223,10 +236,10 @@ class Back:
         ids = [p.block_id for p in group]
         error: Exception | None = None
         try:
-            puts = [self._new_block(p.block_id, p.seq, p.block) for p in group if p.block is not None]
+            puts = [self._pending(p.block_id, p.seq, p.block) for p in group if p.block is not None]
             self.ladder.write(puts, [p.block_id for p in group if p.block is None])
         except Exception as e:
-            if isinstance(e, NoRoom) and len(group) > 1:
+            if isinstance(e, NoRoom | KeyMissing) and len(group) > 1:
                 half = len(group) // 2
                 self._write(group[:half])
                 return self._write(group[half:])
@@ -238,20 +251,25 @@ class Back:
             self._reader.set_stale(ids, False)
         self._front.finish(group, error)
 
-    def _new_block(self, block_id: int, seq: int, block: RamBlock) -> NewBlock:
-        hasher = self.parts.identity.content_hasher(block.namespace)
+    def _pending(self, block_id: int, seq: int, block: RamBlock) -> NewBlock:
+        return self._new_block(block_id, seq, block, self.parts.vault.name(block.namespace, block.key))
+
+    def _new_block(self, block_id: int, seq: int, block: RamBlock, name: bytes) -> NewBlock:
+        vault = self.parts.vault
+        hasher = vault.content_hasher(block.namespace)
         for buffer in block.buffers:
             hasher.update(buffer)
-        return NewBlock(
+        new = NewBlock(
             block_id,
             seq,
             block.namespace,
-            block.key,
+            name,
             block.parent_id,
-            block.meta,
+            b"",
             block.buffers,
             hasher.digest(length=CONTENT_ID_BYTES),
         )
+        return replace(new, meta=vault.encrypt_meta(new, block.meta))
 
     def _lost(self, group: Sequence[Pending], error: Exception) -> None:
         """Writes were lost: an older value on disk must not come back in their place."""
@@ -272,6 +290,63 @@ class Back:
             log.warning("older values of lost blocks cannot be deleted: %s", e)
         else:
             self._reader.set_stale(ids, False)
+
+    # -- keys ---------------------------------------------------------------------------------------
+
+    def rotate_keys(self) -> int:
+        """Encrypt with current keys what is encrypted with older ones; how many blocks those were."""
+        self.parts.vault.forget_keys()
+        self.parts.reseal()
+        count = after = 0
+        while some := self._with_older_keys(after):
+            count += self._on_worker(partial(self._encrypt_anew, some))
+            after = some[-1].block_id
+        return count
+
+    def _with_older_keys(self, after: int) -> list[Wanted]:
+        """Some blocks with higher ids than ``after``, up to 32 MiB."""
+        found: list[Wanted] = []
+        size = 0
+        with self.parts.index.read() as view:
+            for block_id, entry in view.blocks(after):
+                try:
+                    if self.parts.vault.is_current(entry):
+                        continue
+                except KeyMissing:
+                    continue
+                found.append(Wanted(block_id, entry.namespace, entry.key, entry.key))
+                size += entry.nbytes
+                if size >= _REWRITE_BYTES:
+                    break
+        return found
+
+    def _encrypt_anew(self, wanted: Sequence[Wanted]) -> int:
+        by_tier: dict[int, list[NewBlock]] = {}
+        for located in self._reader.locate(wanted):
+            if isinstance(located, Located):
+                block = self._reader.read_one(located)
+                if isinstance(block, RamBlock):
+                    new = self._new_block(located.wanted.block_id, located.entry.seq, block, located.wanted.name)
+                    by_tier.setdefault(located.tier.tier_no, []).append(new)
+        for tier in self.ladder.tiers:
+            if blocks := by_tier.get(tier.tier_no):
+                self.ladder.rewrite(blocks, tier)
+        return sum(map(len, by_tier.values()))
+
+    def _on_worker(self, job: Callable[[], int]) -> int:
+        """What the job returns or raises, once the worker has done it."""
+        done: Future[int] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(job())
+            except BaseException as e:
+                done.set_exception(e)
+
+        self._worker.submit(run)
+        while not done.done() and not self._worker.is_alive:
+            self._worker.step()
+        return done.result()
 
     # -- the end ------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@
     │   ├── UnsupportedFormat  written by a newer kvtier (or an unknown index engine)
     │   ├── TierMissing        the folder of a tier that holds blocks is not there (its disk not mounted?)
     │   ├── StoreLocked        another process (or object) has it open for writing
+    │   ├── WrongKeys          its encryption keys were not given, are other ones, or are no keys
     │   ├── StoreUnwritable    the folder is read-only or not ours, and writing was asked for
     │   ├── StoreClosed        used after close()
     │   ├── ForkedStore        used in a child of fork(); spawn processes that use the store
@@ -42,6 +43,7 @@ __all__ = [
     "StoreUnwritable",
     "TierMissing",
     "UnsupportedFormat",
+    "WrongKeys",
 ]
 
 
@@ -87,6 +89,11 @@ class TierMissing(StoreError):
 
 class StoreLocked(StoreError):
     """Another process, or another Store object in this one, has the store open for writing."""
+
+
+class WrongKeys(StoreError):
+    """The store is encrypted and was opened without its keys or with others, or the other way round; or what a key
+    provider gave is no key. Nothing was changed."""
 
 
 class StoreUnwritable(StoreError):

@@ -115,6 +115,11 @@ class Front:
         with self._lock:
             self.ram.remove(block_id)
 
+    def forget_all(self) -> None:
+        """Drop everything from RAM; what is still to be written stays readable in the queue."""
+        with self._lock:
+            self.ram.clear()
+
     # -- pins ---------------------------------------------------------------------------------------
 
     def pin(self, block_ids: Sequence[int]) -> list[int]:

@@ -18,27 +18,32 @@ import xxhash
 
 from kvtier.errors import CorruptStore, NotAStore, UnsupportedFormat
 from kvtier.fs import FileSystem
-from kvtier.segment.format import FORMAT_VERSION
+from kvtier.segment.format import ENCRYPTED_FORMAT_VERSION, FORMAT_VERSION
 
 STORE_FILE = "STORE"
 TIER_FILE = "TIER"
 IDENTITY_BYTES_MAX = 64 * 1024
 CONTENT_ID_BYTES = 16
 TIERS_MAX = 255
+SECRET_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The contents of the ``STORE`` file. ``tiers`` only ever grows; a tier's number is its place in it."""
+    """The contents of the ``STORE`` file. ``tiers`` only ever grows; a tier's number is its place in it.
+
+    ``sealed_secret``: of an encrypted store, the secret as it is on disk; ``secret`` is empty until it is decrypted.
+    """
 
     store_id: bytes
     secret: bytes
     engine: str
     tiers: tuple[str, ...] = ()
+    sealed_secret: bytes | None = None
 
     @classmethod
     def new(cls, engine: str) -> Identity:
-        return cls(os.urandom(16), os.urandom(32), engine)
+        return cls(os.urandom(16), os.urandom(SECRET_BYTES), engine)
 
     def with_tiers(self, names: Iterable[str]) -> Identity:
         """This identity, knowing ``names`` too."""
@@ -64,14 +69,17 @@ class Identity:
 
 def dump_identity(identity: Identity) -> bytes:
     """The ``STORE`` file: JSON with a checksum over its other fields."""
-    fields = {
+    fields: dict[str, object] = {
         "kvtier": "store",
         "format": FORMAT_VERSION,
         "store_id": identity.store_id.hex(),
-        "secret": identity.secret.hex(),
         "engine": identity.engine,
         "tiers": list(identity.tiers),
     }
+    if identity.sealed_secret is None:
+        fields |= {"secret": identity.secret.hex()}
+    else:
+        fields |= {"format": ENCRYPTED_FORMAT_VERSION, "sealed_secret": identity.sealed_secret.hex()}
     return _with_sum(fields)
 
 
@@ -79,11 +87,13 @@ def load_identity(fs: FileSystem, path: str, engine: str) -> Identity:
     """Read and check a ``STORE`` file. Raises NotAStore, UnsupportedFormat or CorruptStore."""
     fields = _checked_fields(fs, path, "store")
     try:
+        is_encrypted = fields["format"] == ENCRYPTED_FORMAT_VERSION
         identity = Identity(
             bytes.fromhex(fields["store_id"]),
-            bytes.fromhex(fields["secret"]),
+            b"" if is_encrypted else bytes.fromhex(fields["secret"]),
             str(fields["engine"]),
             tuple(str(name) for name in fields["tiers"]),
+            bytes.fromhex(fields["sealed_secret"]) if is_encrypted else None,
         )
     except (KeyError, TypeError, ValueError) as e:
         raise CorruptStore(f"{path}: {e}") from e
@@ -125,8 +135,9 @@ def _checked_fields(fs: FileSystem, path: str, kind: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as e:
         raise CorruptStore(f"{path}: {e}") from e
     found = fields.pop("sum", None)
-    if isinstance(fields.get("format"), int) and fields["format"] > FORMAT_VERSION:
-        raise UnsupportedFormat(f"{path}: format {fields['format']} is newer than {FORMAT_VERSION}, which this reads")
+    newest = ENCRYPTED_FORMAT_VERSION if kind == "store" else FORMAT_VERSION
+    if isinstance(fields.get("format"), int) and fields["format"] > newest:
+        raise UnsupportedFormat(f"{path}: format {fields['format']} is newer than {newest}, which this reads")
     if found != xxhash.xxh3_64_hexdigest(json.dumps(fields, sort_keys=True).encode()):
         raise CorruptStore(f"{path}: its checksum differs")
     return fields

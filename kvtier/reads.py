@@ -52,7 +52,8 @@ class Reads:
         read = self._back.read_into(located, targets)
         if isinstance(read, MissReason):
             return self._miss(wanted, read)
-        return HitInto(wanted.key, size, read.entry.meta, read.tier.name)
+        block, meta = read
+        return HitInto(wanted.key, size, meta, block.tier.name)
 
     def get_many(self, wanted: Sequence[Wanted], *, keep: bool) -> Iterator[Hit | Miss]:
         for at in range(0, len(wanted), _LOCATE_AT_ONCE):
@@ -95,9 +96,7 @@ class Reads:
             block = found.block
             return BlockInfo(wanted.key, block.meta, tuple(v.nbytes for v in block.buffers), found.place)
         located = self._back.locate([wanted])[0]
-        if isinstance(located, MissReason):
-            return None
-        return BlockInfo(wanted.key, located.entry.meta, located.entry.lengths, located.tier.name)
+        return None if isinstance(located, MissReason) else self._back.info(located)
 
     def explain(self, wanted: Wanted) -> Explanation:
         found = self._front.find(wanted, use=False)

@@ -33,12 +33,14 @@ from kvtier.front import Front
 from kvtier.fs import FileSystem, default_file_system
 from kvtier.identity import Identity
 from kvtier.index.lmdb_index import ENGINE
+from kvtier.keys import KeyProvider
 from kvtier.policy import registry
 from kvtier.policy.base import NO_PARENT
 from kvtier.reads import Reads
 from kvtier.stats import StoreStats, stats_of
 from kvtier.tiers.ram import RamBlock, RamTier
 from kvtier.tiers.reading import Located, Wanted
+from kvtier.vault import Vault
 
 _MATCH_AT_ONCE = 64
 
@@ -73,11 +75,14 @@ class Store:
         fs: FileSystem | None = None,
         clock: Clock | None = None,
         background: bool = True,
+        keys: KeyProvider | None = None,
     ) -> Store:
         """Open a store, creating it if there is none (unless ``read_only``), recovering it if need be.
 
         ``source``: a :class:`kvtier.Config`, the path of a ``.toml`` file, or a folder (then with what it was
         last opened for writing with, or the defaults of :meth:`Config.for_folder` if it is new).
+        ``keys``: where encryption keys come from, called as :data:`kvtier.KeyProvider` says; needs the extra
+        ``crypto``. With it a new store is encrypted, and an encrypted one cannot be opened without it.
         ``listeners`` are called with each event. ``fs``, ``clock`` and ``background=False`` (no thread:
         ``flush`` and ``close`` do the work) are for tests.
 
@@ -89,7 +94,7 @@ class Store:
         parts = None
         if config.tier:
             file_system = fs or default_file_system()
-            parts = open_parts(config, file_system, clock or SystemClock(), signals, read_only=read_only)
+            parts = open_parts(config, file_system, clock or SystemClock(), signals, keys, read_only=read_only)
         return cls(config, parts, signals, read_only=read_only, background=background)
 
     def __init__(
@@ -103,6 +108,7 @@ class Store:
         self._closed = False
         self._closing = threading.Lock()
         self._identity = parts.identity if parts else Identity.new(ENGINE)
+        self._vault = parts.vault if parts else Vault(self._identity)
         self._value_bytes_max = config.store.value_bytes_max
         ram = RamTier(config.ram.bytes_max, registry.EVICTION[config.ram.eviction]())
         first_seq = parts.ladder.ledger.last_seq + 1 if parts else 1
@@ -155,11 +161,13 @@ class Store:
         from here on, nothing may change them any more, and the whole memory of each is kept as long as its
         block is. No disk I/O happens on this thread, but a full write queue makes it wait or skip, as configured.
 
-        Raises :class:`kvtier.LimitError`, :class:`kvtier.ReadOnlyStore`.
+        Raises :class:`kvtier.LimitError`, :class:`kvtier.ReadOnlyStore`, and :class:`kvtier.WrongKeys` if the store
+        is encrypted and there is no key for the namespace (any more).
         """
         self._check_writable()
         wanted = self._wanted(key, namespace)
         check_meta(meta)
+        self._vault.check_writable(namespace)
         views = byte_views(buffers, self._value_bytes_max)
         parent_id = NO_PARENT if parent is None else self._wanted(parent, namespace).block_id
         block = RamBlock(namespace, key, parent_id, meta, tuple(v.toreadonly() if give else owned(v) for v in views))
@@ -212,6 +220,30 @@ class Store:
         failed, error = self._front.drain(lambda changed: back.wait(changed, deadline))
         if failed:
             raise FlushError(f"{failed} blocks did not become durable: {error}", failed) from error
+
+    def rotate_keys(self) -> int:
+        """Encrypt anew what is encrypted with older keys: the store's secret, and blocks; how many those were.
+
+        The key provider is asked anew for all keys. Once this returns, older keys may be dropped. Blocks whose key
+        is gone, or whose namespace has none, stay as they are: misses. May take long; reads and puts go on.
+        Raises :class:`kvtier.ReadOnlyStore`, :class:`kvtier.WrongKeys` (no key for the store itself), and
+        :class:`OSError` or :class:`kvtier.FlushError` if something could not be written.
+        """
+        self._check_writable()
+        if self._back is None:
+            return 0
+        self.flush()
+        return self._back.rotate_keys()
+
+    def forget_keys(self) -> None:
+        """Forget all keys, and the blocks in RAM: each is asked for anew when it is next needed.
+
+        To erase a namespace, have the provider drop its key, then call this: its blocks are misses from then on,
+        and what is on disk can be read by nobody.
+        """
+        self._check_open()
+        self._vault.forget_keys()
+        self._front.forget_all()
 
     # -- reading ------------------------------------------------------------------------------------
 
@@ -342,7 +374,8 @@ class Store:
 
     def _wanted(self, key: bytes, namespace: bytes) -> Wanted:
         check_key(key, namespace)
-        return Wanted(self._identity.block_id(namespace, key), namespace, key)
+        name = self._vault.name(namespace, key)
+        return Wanted(self._identity.block_id(namespace, name), namespace, key, name)
 
     def _while_open(self, outcomes: Iterator[Hit | Miss]) -> Iterator[Hit | Miss]:
         self._check_open()

@@ -15,7 +15,7 @@ from functools import partial
 from kvtier.background.read_ahead import Batch, Bounds, Outcome, ReadAhead, coalesce, size_of
 from kvtier.background.slabs import Slabs
 from kvtier.tiers.ram import RamBlock
-from kvtier.tiers.reading import DiskReader, Located, stored_bytes
+from kvtier.tiers.reading import DiskReader, Located, Raw, stored_bytes
 
 _QUEUE_BLOCKS_MAX = 1 << 16
 _FIRST_BYTES_MAX = 1 << 20
@@ -64,13 +64,16 @@ class Prefetcher:
         batches = coalesce(located, self._coalesce_bytes_max, _FIRST_BYTES_MAX)
         held = len(batches) if keep else self._threads + 1
         bounds = Bounds(held, self._bytes_max, self._coalesce_bytes_max)
-        return ReadAhead(batches, partial(self._read, keep=keep), self._pool.submit, bounds).outcomes()
+        fetch, check = partial(self._fetch, keep=keep), partial(self._check, keep=keep)
+        return ReadAhead(batches, fetch, check, self._pool.submit, bounds).outcomes()
 
-    def _read(self, batch: Batch, keep: bool, prefetched: bool = False) -> deque[Outcome]:
-        into = None if keep else self._slabs.take(stored_bytes(batch))
-        outcomes = deque(self._reader.read(batch, into))
+    def _fetch(self, batch: Batch, keep: bool) -> Raw:
+        return self._reader.fetch(batch, None if keep else self._slabs.take(stored_bytes(batch)))
+
+    def _check(self, raw: Raw, keep: bool, prefetched: bool = False) -> deque[Outcome]:
+        outcomes = deque(self._reader.blocks(raw))
         if keep:
-            for located, outcome in zip(batch, outcomes, strict=True):
+            for located, outcome in zip(raw.batch, outcomes, strict=True):
                 if isinstance(outcome, RamBlock):
                     self._deliver(located, outcome, prefetched)
         return outcomes
@@ -123,7 +126,7 @@ class Prefetcher:
 
     def _bring(self, batch: Batch, future: Future[None]) -> None:
         try:
-            self._read(batch, keep=True, prefetched=True)
+            self._check(self._fetch(batch, keep=True), keep=True, prefetched=True)
         finally:
             with self._lock:
                 self._flying_bytes -= size_of(batch)

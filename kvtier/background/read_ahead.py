@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from kvtier.blocks import MissReason
 from kvtier.errors import StoreClosed
 from kvtier.tiers.ram import RamBlock
-from kvtier.tiers.reading import Located
+from kvtier.tiers.reading import Located, Raw
 
 Outcome = RamBlock | MissReason
 Batch = list[Located]
@@ -71,11 +71,13 @@ class ReadAhead:
     def __init__(
         self,
         batches: Sequence[Batch],
-        read: Callable[[Batch], deque[Outcome]],
+        fetch: Callable[[Batch], Raw],
+        check: Callable[[Raw], deque[Outcome]],
         submit: Callable[..., Any],
         bounds: Bounds,
     ) -> None:
-        self._read = read
+        self._fetch = fetch
+        self._check = check
         self._submit = submit
         self._bounds = bounds
         self._lock = threading.Lock()
@@ -122,13 +124,18 @@ class ReadAhead:
 
     def _run(self, batch: Batch, future: Future[deque[Outcome]]) -> None:
         try:
-            result = self._read(batch)
+            try:
+                raw = self._fetch(batch)
+            finally:
+                self._fetched(size_of(batch))
+            future.set_result(self._check(raw))
         except BaseException as error:
             future.set_exception(error)
-        else:
-            future.set_result(result)
+
+    def _fetched(self, nbytes: int) -> None:
+        """The disk is free for the next one, while this one is checked."""
         with self._lock:
-            self._reading_bytes -= size_of(batch)
+            self._reading_bytes -= nbytes
         self._launch()
 
 

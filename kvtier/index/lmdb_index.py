@@ -91,9 +91,12 @@ class View:
         value = self._txn.get(key, db=self._ix.segments)
         return None if value is None else schema.decode_segment(key, value)
 
-    def blocks(self) -> Iterator[tuple[int, BlockEntry]]:
-        """Every sound block entry, in id order."""
-        for key, value in self._txn.cursor(db=self._ix.blocks):
+    def blocks(self, after: int = 0) -> Iterator[tuple[int, BlockEntry]]:
+        """Every sound block entry with a higher id, in id order."""
+        cursor = self._txn.cursor(db=self._ix.blocks)
+        if not cursor.set_range(schema.block_key(after + 1)):
+            return
+        for key, value in cursor:
             entry = _checked(schema.decode_block, key, value)
             if entry is not None:
                 yield int.from_bytes(key, "big"), entry

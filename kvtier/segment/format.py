@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 
 import xxhash
 
 FORMAT_VERSION = 1
+ENCRYPTED_FORMAT_VERSION = 2  # of the STORE file of an encrypted store: all else is laid out the same
 
 SEGMENT_MAGIC = b"KVTSEG\r\n"
 SEGMENT_HEADER = struct.Struct("<8sII16sQII8sQ")
@@ -26,7 +27,8 @@ RECORD_HEADER_BYTES = RECORD_HEADER.size
 RECORD_ALIGN = 64
 STATE_OFFSET = 4
 _HEAD_SUM_OFFSET = RECORD_HEADER_BYTES - 8
-HEAD_BYTES_MAX = RECORD_HEADER_BYTES + 64 + 255 + 1024 + 64 * 8
+META_STORED_BYTES_MAX = 1024 + 56  # as it was put, or encrypted
+HEAD_BYTES_MAX = RECORD_HEADER_BYTES + 64 + 255 + META_STORED_BYTES_MAX + 64 * 8
 RECORD_BYTES_MAX = 1 << 40
 NO_SUM = bytes(16)
 
@@ -120,8 +122,30 @@ def check_segment_header(raw: bytes | bytearray, store_id: bytes, tier_no: int, 
         raise FormatError("segment header does not match its store, tier or number")
 
 
+def identity_of(head: RecordHead, place: Place) -> bytes:
+    """All that a record says of itself but its state and its checksums, and where it stands: what encryption binds a
+    payload to."""
+    fixed, variable = _parts(replace(head, payload_sum=NO_SUM))
+    return place.seed() + fixed + variable
+
+
 def pack_head(head: RecordHead, place: Place) -> bytes:
     """The record's head (fixed header and variable part) for this place."""
+    fixed, variable = _parts(head)
+    total = xxhash.xxh3_64_intdigest(place.seed() + fixed[:_HEAD_SUM_OFFSET] + variable)
+    return b"".join(
+        (
+            fixed[:STATE_OFFSET],
+            bytes((head.state,)),
+            fixed[STATE_OFFSET + 1 : _HEAD_SUM_OFFSET],
+            struct.pack("<Q", total),
+            variable,
+        )
+    )
+
+
+def _parts(head: RecordHead) -> tuple[bytes, bytes]:
+    """The fixed header, with 0 for state and checksum, and the variable part."""
     fixed = RECORD_HEADER.pack(
         RECORD_MAGIC,
         0,
@@ -144,17 +168,7 @@ def pack_head(head: RecordHead, place: Place) -> bytes:
         0,
     )
     lengths = struct.pack(f"<{len(head.lengths)}Q", *head.lengths)
-    variable = head.namespace + head.key + head.meta + lengths
-    total = xxhash.xxh3_64_intdigest(place.seed() + fixed[:_HEAD_SUM_OFFSET] + variable)
-    return b"".join(
-        (
-            fixed[:STATE_OFFSET],
-            bytes((head.state,)),
-            fixed[STATE_OFFSET + 1 : _HEAD_SUM_OFFSET],
-            struct.pack("<Q", total),
-            variable,
-        )
-    )
+    return fixed, head.namespace + head.key + head.meta + lengths
 
 
 class _Fixed(NamedTuple):

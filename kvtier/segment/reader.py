@@ -30,6 +30,17 @@ class Extent(NamedTuple):
     def end(self) -> int:
         return self.offset + self.head_len + self.stored_len
 
+    def place(self, store_id: bytes, tier_no: int) -> Place:
+        return Place(store_id, tier_no, self.segment_no, self.offset)
+
+
+class Fetched(NamedTuple):
+    """Records as they were read, up to ``end`` in the file: nothing of them is checked yet."""
+
+    wanted: Sequence[tuple[Extent, Sequence[memoryview]]]
+    heads: list[bytearray]
+    end: int
+
 
 class SegmentFiles:
     """Descriptors of a tier's segments for reading: at most 128 kept open, never closed while in use."""
@@ -87,18 +98,11 @@ class SegmentFiles:
             self._fs.close(self._open.pop(number))
 
 
-def read_payloads(
-    fs: FileSystem,
-    fd: int,
-    store_id: bytes,
-    tier_no: int,
-    wanted: Sequence[tuple[Extent, Sequence[memoryview]]],
-) -> list[RecordHead | FormatError]:
+def fetch_records(fs: FileSystem, fd: int, wanted: Sequence[tuple[Extent, Sequence[memoryview]]]) -> Fetched:
     """Read records of one segment, in offset order, with one positioned vector read; gaps are skipped over.
 
-    Each payload lands in its own views (whose sizes sum to ``stored_len``). For each record: its checked
-    head, or the :class:`FormatError` that says why its views must not be used. :class:`OSError` if the
-    read itself fails.
+    Each payload lands in its own views (whose sizes sum to ``stored_len``), which must not be used before
+    :func:`check_records` says so. :class:`OSError` if the read fails.
     """
     buffers: list[memoryview] = []
     heads: list[bytearray] = []
@@ -110,14 +114,17 @@ def read_payloads(
         heads.append(head)
         buffers += [memoryview(head), *views]
         at = extent.end
-    got = fs.read_at(fd, buffers, start)
+    return Fetched(wanted, heads, start + fs.read_at(fd, buffers, start))
+
+
+def check_records(fetched: Fetched, store_id: bytes, tier_no: int) -> list[RecordHead | FormatError]:
+    """For each record: its checked head, or the :class:`FormatError` that says why its views must not be used."""
     results: list[RecordHead | FormatError] = []
-    for (extent, views), raw in zip(wanted, heads, strict=True):
+    for (extent, views), raw in zip(fetched.wanted, fetched.heads, strict=True):
         try:
-            if extent.end > start + got:
+            if extent.end > fetched.end:
                 raise FormatError("the segment ends inside the record")
-            place = Place(store_id, tier_no, extent.segment_no, extent.offset)
-            results.append(_checked(extent, unpack_head(raw, place), views))
+            results.append(_checked(extent, unpack_head(raw, extent.place(store_id, tier_no)), views))
         except FormatError as e:
             results.append(e)
     return results

@@ -6,7 +6,7 @@ any error the segment must not be appended to again (a failed sync may have lost
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,9 +22,18 @@ from kvtier.segment.format import (
     payload_sum,
 )
 
+#: Gives the stored payload of a record: for its head (payload checksum not yet set), its place, and the codec's
+#: output. The length of what it gives is in the head already.
+Encrypt = Callable[[RecordHead, Place, "Sequence[memoryview]"], "Sequence[memoryview]"]
+
+
+def as_it_is(head: RecordHead, place: Place, payload: Sequence[memoryview]) -> Sequence[memoryview]:
+    """The payload, not encrypted."""
+    return payload
+
 
 class Draft(NamedTuple):
-    """A record to append: its head (payload checksum not yet set) and its stored payload, in order."""
+    """A record to append: its head (payload checksum not yet set) and what its codec gave, in order."""
 
     head: RecordHead
     payload: Sequence[Buffer]
@@ -39,18 +48,30 @@ class Written(NamedTuple):
 
 
 class SegmentWriter:
-    """The open tail of one segment file. Lengths in bytes."""
+    """The open tail of one segment file. Lengths in bytes. No two writers share what ``encrypt`` is."""
 
-    def __init__(self, fs: FileSystem, fd: int, store_id: bytes, tier_no: int, segment_no: int, length: int) -> None:
+    def __init__(
+        self,
+        fs: FileSystem,
+        fd: int,
+        store_id: bytes,
+        tier_no: int,
+        segment_no: int,
+        length: int,
+        encrypt: Encrypt = as_it_is,
+    ) -> None:
         self._fs = fs
         self.fd = fd
         self._store_id = store_id
         self._tier_no = tier_no
         self.segment_no = segment_no
         self.length = length
+        self._encrypt = encrypt
 
     @classmethod
-    def create(cls, fs: FileSystem, path: str, store_id: bytes, tier_no: int, segment_no: int) -> SegmentWriter:
+    def create(
+        cls, fs: FileSystem, path: str, store_id: bytes, tier_no: int, segment_no: int, encrypt: Encrypt = as_it_is
+    ) -> SegmentWriter:
         """A new segment with its header written (not synced, and its name not durable yet)."""
         fd = fs.open(path, create=True)
         try:
@@ -58,7 +79,7 @@ class SegmentWriter:
         except BaseException:
             fs.close(fd)
             raise
-        return cls(fs, fd, store_id, tier_no, segment_no, SEGMENT_HEADER_BYTES)
+        return cls(fs, fd, store_id, tier_no, segment_no, SEGMENT_HEADER_BYTES, encrypt)
 
     def append(self, drafts: Sequence[Draft]) -> list[Written]:
         """Append the records with one positioned vector write; space is reserved first, so that a full disk is
@@ -67,11 +88,12 @@ class SegmentWriter:
         buffers: list[memoryview | bytes] = []
         at = self.length
         for draft in drafts:
-            views = [memoryview(b) for b in draft.payload]
+            views: Sequence[memoryview] = [memoryview(b) for b in draft.payload]
             head = draft.head
-            if head.kind is RecordKind.BLOCK:
-                head = replace(head, payload_sum=payload_sum(views))
             place = Place(self._store_id, self._tier_no, self.segment_no, at)
+            if head.kind is RecordKind.BLOCK:
+                views = self._encrypt(head, place, views)
+                head = replace(head, payload_sum=payload_sum(views))
             padding = bytes(head.record_len - head.head_len - head.stored_len)
             buffers += [pack_head(head, place), *views, padding]
             written.append(Written(self.segment_no, at, head))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvtier import codec
+from kvtier.blocks import Buffer
 from kvtier.events import Signals
 from kvtier.index.lmdb_index import LmdbIndex
 from kvtier.index.schema import BlockEntry, ContentEntry
@@ -15,7 +16,8 @@ from kvtier.segment.format import FormatError, RecordKind
 from kvtier.segment.reader import Extent
 from kvtier.segment.writer import Draft
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.drafts import head_of
+from kvtier.tiers.drafts import head_of, payload_draft, plain_codec
+from kvtier.vault import DecryptError, KeyMissing
 
 _BYTES_MAX = 32 << 20
 
@@ -58,22 +60,31 @@ class Copier:
     ) -> Draft | None:
         """A block's record for ``target``, its payload read from ``source``, checked and encoded for there."""
         stored = memoryview(bytearray(content.stored_len))
-        head = source.read([(extent_of(content, entry.content_id), [stored])])[0]
+        extent = extent_of(content, entry.content_id)
+        head = source.check(source.fetch([(extent, [stored])]))[0]
         if isinstance(head, FormatError):
             self._signals.count("corrupt_on_move")
             return None
-        if codec.CODEC_IDS[target.setup.codec] == content.codec:
-            codec_id, payload = content.codec, [stored]
-        else:
-            raw = memoryview(bytearray(entry.nbytes))
-            try:
-                codec.decode_into(content.codec, stored, [raw])
-            except codec.CodecError:
-                self._signals.count("corrupt_on_move")
-                return None
-            codec_id, payload = codec.encode(target.setup.codec, [raw])  # type: ignore[assignment]
-        size = sum(memoryview(b).nbytes for b in payload)
-        return Draft(head_of(entry, RecordKind.BLOCK, codec_id, size), payload)
+        try:
+            encoded = source.decrypt(head, extent, stored)
+            codec_id, payload = self._for_target(entry, plain_codec(content.codec), encoded, target)
+        except KeyMissing:
+            self._signals.count("key_missing")
+            return None
+        except (DecryptError, codec.CodecError):
+            self._signals.count("corrupt_on_move")
+            return None
+        return payload_draft(entry, codec_id, payload, target.vault)
+
+    def _for_target(
+        self, entry: BlockEntry, codec_id: int, encoded: memoryview, target: DiskTier
+    ) -> tuple[int, Sequence[Buffer]]:
+        """A payload in the target's codec. Raises :class:`CodecError`."""
+        if codec.CODEC_IDS[target.setup.codec] == codec_id:
+            return codec_id, [encoded]
+        raw = memoryview(bytearray(entry.nbytes))
+        codec.decode_into(codec_id, encoded, [raw])
+        return codec.encode(target.setup.codec, [raw])
 
     def is_valid(self, draft: tuple[int, Draft], source: DiskTier, target: DiskTier) -> bool:
         """Whether a move still makes sense after room was made for it, which may have evicted the block itself (it

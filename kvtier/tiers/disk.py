@@ -21,8 +21,9 @@ from kvtier.segment.format import (
     RecordState,
     align_up,
 )
-from kvtier.segment.reader import Extent, SegmentFiles, read_payloads
+from kvtier.segment.reader import Extent, Fetched, SegmentFiles, check_records, fetch_records
 from kvtier.segment.writer import Draft, SegmentWriter, Written
+from kvtier.vault import Vault
 
 PAGE = 4096
 _RETRY_S_FIRST, _RETRY_S_MAX = 1.0, 60.0
@@ -77,8 +78,11 @@ class _Health:
 class DiskTier:
     """See the module."""
 
-    def __init__(self, fs: FileSystem, setup: TierSetup, store_id: bytes, signals: Signals, clock: Clock) -> None:
+    def __init__(
+        self, fs: FileSystem, setup: TierSetup, store_id: bytes, signals: Signals, clock: Clock, vault: Vault
+    ) -> None:
         self._fs = fs
+        self.vault = vault
         self._store_id = store_id
         self._signals = signals
         self._clock = clock
@@ -135,7 +139,8 @@ class DiskTier:
         """Go on appending to an existing segment, whose file ends where its last record ends."""
         fd = self._fs.open(self.path_of(segment_no), write=True)
         length = self._fs.size(fd)
-        self._writer = SegmentWriter(self._fs, fd, self._store_id, self.tier_no, segment_no, length)
+        encrypt = self.vault.encryptor()
+        self._writer = SegmentWriter(self._fs, fd, self._store_id, self.tier_no, segment_no, length, encrypt)
 
     # -- writing ------------------------------------------------------------------------------------
 
@@ -175,7 +180,9 @@ class DiskTier:
         if self._writer is None:
             number = self.next_segment_no
             self.next_segment_no += 1
-            self._writer = SegmentWriter.create(self._fs, self.path_of(number), self._store_id, self.tier_no, number)
+            self._writer = SegmentWriter.create(
+                self._fs, self.path_of(number), self._store_id, self.tier_no, number, self.vault.encryptor()
+            )
             self.segments[number] = Segment(SEGMENT_HEADER_BYTES, PAGE)
             self._new_names = True
         writer = self._writer
@@ -314,10 +321,18 @@ class DiskTier:
 
     # -- reading ------------------------------------------------------------------------------------
 
-    def read(self, wanted: Sequence[tuple[Extent, Sequence[memoryview]]]) -> list[RecordHead | FormatError]:
-        """Read payloads that stand in one segment, in offset order; see :func:`read_payloads`."""
+    def fetch(self, wanted: Sequence[tuple[Extent, Sequence[memoryview]]]) -> Fetched:
+        """Read records that stand in one segment, in offset order, unchecked; see :func:`fetch_records`."""
         with self._files.lease(wanted[0][0].segment_no) as fd:
-            return read_payloads(self._fs, fd, self._store_id, self.tier_no, wanted)
+            return fetch_records(self._fs, fd, wanted)
+
+    def check(self, fetched: Fetched) -> list[RecordHead | FormatError]:
+        """For each record: its head, or why its bytes must not be used."""
+        return check_records(fetched, self._store_id, self.tier_no)
+
+    def decrypt(self, head: RecordHead, extent: Extent, stored: memoryview) -> memoryview:
+        """The codec's output in a checked record. Raises :class:`DecryptError`, :class:`KeyMissing`."""
+        return self.vault.decrypt_payload(head, extent.place(self._store_id, self.tier_no), stored)
 
     def doubt(self, place: tuple[int, int], *, condemn: bool) -> None:
         """Note that a record could not be read, or (``condemn``) is not what it should be. Any thread."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvtier.blocks import Buffer
 from kvtier.index.schema import BlockEntry
 from kvtier.segment.format import NO_SUM, RecordHead, RecordKind
+from kvtier.segment.writer import Draft
+from kvtier.vault import ENCRYPTED, Vault
 
 
 @dataclass(frozen=True, slots=True)
 class NewBlock:
-    """A block on its way to disk."""
+    """A block on its way to disk: ``key`` and ``meta`` in their stored form."""
 
     block_id: int
     seq: int
@@ -46,3 +50,14 @@ def head_of(block: NewBlock | BlockEntry, kind: RecordKind, codec_id: int, store
         stored_len=stored_len,
         payload_sum=NO_SUM,
     )
+
+
+def payload_draft(block: NewBlock | BlockEntry, codec_id: int, payload: Sequence[Buffer], vault: Vault) -> Draft:
+    """A record that holds a block's payload, as its codec gave it; encrypted, if it will be, when it is appended."""
+    size = sum(memoryview(b).nbytes for b in payload)
+    return Draft(head_of(block, RecordKind.BLOCK, codec_id | vault.flag, size + vault.overhead), payload)
+
+
+def plain_codec(codec_id: int) -> int:
+    """The codec's number in a record's, which also says whether it is encrypted."""
+    return codec_id & ~ENCRYPTED

@@ -23,7 +23,7 @@ from kvtier.segment.format import RecordKind
 from kvtier.segment.writer import Draft, Written
 from kvtier.tiers.copier import Copier
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.drafts import NewBlock, head_of
+from kvtier.tiers.drafts import NewBlock, head_of, payload_draft
 from kvtier.tiers.ledger import Ledger
 
 Encoded = dict[bytes, tuple[int, list[Buffer]]]  # content id: codec and stored payload
@@ -136,8 +136,7 @@ class Ladder:
                     if put.content_id not in encoded:
                         encoded[put.content_id] = codec.encode(tier.setup.codec, put.buffers)
                     codec_id, stored = encoded[put.content_id]
-                    size = sum(memoryview(b).nbytes for b in stored)
-                    drafts.append((put.block_id, Draft(head_of(put, RecordKind.BLOCK, codec_id, size), stored)))
+                    drafts.append((put.block_id, payload_draft(put, codec_id, stored, tier.vault)))
         return drafts, unchanged
 
     def _is_readable(self, view: View, entry: BlockEntry) -> bool:
@@ -149,8 +148,9 @@ class Ladder:
         self._check_health(tier)
         try:
             return tier.append(drafts)
-        except OSError as e:
-            tier.suspend(e)
+        except Exception as e:
+            if isinstance(e, OSError):
+                tier.suspend(e)
             self._abandon(tier)
             raise
 
@@ -324,6 +324,15 @@ class Ladder:
             self._signals.count("move_errors")
             source.health.last_error = str(e)
         return moved
+
+    def rewrite(self, blocks: Sequence[NewBlock], tier: DiskTier) -> None:
+        """Write blocks of a tier anew, in that tier. :class:`OSError` or :class:`NoRoom`: none was."""
+        drafts, _ = self._plan(tier, blocks, {})
+        if drafts and not self._fits(tier, drafts):
+            self._make_room(tier, drafts)
+            drafts, _ = self._plan(tier, [b for b in blocks if self.known([b.block_id])], {})
+        written = self._append(tier, [d for _, d in drafts])
+        self._commit(tier, drafts, written)
 
     # -- forgetting ---------------------------------------------------------------------------------
 

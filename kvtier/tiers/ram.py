@@ -81,6 +81,11 @@ class RamTier:
         self.policy.remove(block_id)
         self._forget(block_id)
 
+    def clear(self) -> None:
+        """Remove all blocks."""
+        for block_id in tuple(self._blocks):
+            self.remove(block_id)
+
     def _forget(self, block_id: int) -> None:
         block = self._blocks.pop(block_id, None)
         if block is not None:

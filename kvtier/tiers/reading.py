@@ -19,19 +19,23 @@ from kvtier.events import Signals
 from kvtier.index.lmdb_index import LmdbIndex, View
 from kvtier.index.schema import BlockEntry, ContentEntry
 from kvtier.segment.format import FormatError, RecordHead
-from kvtier.segment.reader import Extent
+from kvtier.segment.reader import Extent, Fetched
 from kvtier.tiers.disk import DiskTier
+from kvtier.tiers.drafts import plain_codec
 from kvtier.tiers.ram import RamBlock
+from kvtier.vault import DecryptError, KeyMissing
 
 _TRIES = 4
+_DOUBTS = (FormatError, OSError, codec.CodecError, DecryptError)
 
 
 class Wanted(NamedTuple):
-    """A block by its id, and by the name that must be confirmed."""
+    """A block by its id, and by the name that must be confirmed: on disk it is called ``name``."""
 
     block_id: int
     namespace: bytes
     key: bytes
+    name: bytes
 
 
 class Located(NamedTuple):
@@ -50,6 +54,14 @@ class Located(NamedTuple):
     @property
     def place(self) -> tuple[int, int, int]:
         return self.tier.tier_no, self.content.segment_no, self.content.offset
+
+
+class Raw(NamedTuple):
+    """Blocks as they were read, unchecked; or why they were not."""
+
+    batch: Sequence[Located]
+    stored: list[memoryview]
+    fetched: Fetched | OSError
 
 
 #: Told of damage: the block, and the reason. Must not block.
@@ -81,7 +93,7 @@ class DiskReader:
 
     def _locate(self, view: View, wanted: Wanted) -> Located | MissReason:
         entry = view.block(wanted.block_id)
-        if entry is None or entry.key != wanted.key or entry.namespace != wanted.namespace:
+        if entry is None or entry.key != wanted.name or entry.namespace != wanted.namespace:
             return MissReason.ABSENT
         tier = self._tiers.get(entry.tier_no)
         if tier is None or wanted.block_id in self._stale:
@@ -104,8 +116,8 @@ class DiskReader:
 
     # -- reading ------------------------------------------------------------------------------------
 
-    def read(self, batch: Sequence[Located], into: memoryview | None = None) -> list[RamBlock | MissReason]:
-        """Read blocks that stand in one segment, in offset order, with one read call.
+    def fetch(self, batch: Sequence[Located], into: memoryview | None = None) -> Raw:
+        """Read blocks that stand in one segment, in offset order, with one read call; :meth:`blocks` checks them.
 
         ``into``: where to put them, one behind the other (of :func:`stored_bytes`); else each gets its own memory.
         """
@@ -113,28 +125,45 @@ class DiskReader:
             stored = [memoryview(bytearray(b.content.stored_len)) for b in batch]
         else:
             stored = list(split(into, [b.content.stored_len for b in batch]))
-        heads = self._try([(b.extent, [s]) for b, s in zip(batch, stored, strict=True)], batch[0].tier)
-        if len(batch) > 1 and isinstance(heads[0], OSError):  # one bad sector must not cost its neighbours
-            return [self.read_one(b) for b in batch]
+        try:
+            fetched = batch[0].tier.fetch([(b.extent, [s]) for b, s in zip(batch, stored, strict=True)])
+        except OSError as e:
+            return Raw(batch, stored, e)
+        return Raw(batch, stored, fetched)
+
+    def blocks(self, raw: Raw) -> list[RamBlock | MissReason]:
+        """What was read, checked and decoded; what does not pass is looked up again."""
+        batch, stored, fetched = raw
+        if isinstance(fetched, OSError):
+            if len(batch) > 1:  # one bad sector must not cost its neighbours
+                return [self.read_one(b) for b in batch]
+            return [self._block(batch[0], stored[0], fetched, _TRIES)]
+        heads = batch[0].tier.check(fetched)
         return [self._block(b, s, h, _TRIES) for b, s, h in zip(batch, stored, heads, strict=True)]
 
     def read_one(self, located: Located, tries: int = _TRIES) -> RamBlock | MissReason:
         """Read one block."""
         stored = memoryview(bytearray(located.content.stored_len))
-        head = self._try([(located.extent, [stored])], located.tier)[0]
-        return self._block(located, stored, head, tries)
+        return self._block(located, stored, self._try(located, [stored]), tries)
 
-    def read_into(self, located: Located, targets: Sequence[memoryview]) -> Located | MissReason:
-        """Read a block into the caller's views, whose sizes sum to the block's; the block as it was read.
+    def read_into(self, located: Located, targets: Sequence[memoryview]) -> tuple[Located, bytes] | MissReason:
+        """Read a block into the caller's views, whose sizes sum to the block's; the block as it was read, and its
+        metadata.
 
-        Uncompressed, the bytes go from the disk straight to where they are wanted.
+        Neither compressed nor encrypted, the bytes go from the disk straight to where they are wanted.
         """
         size = located.entry.nbytes
         for _ in range(_TRIES):
-            problem = self._fill(located, targets)
-            if problem is None:
+            try:
+                self._fill(located, targets)
+                meta = located.tier.vault.decrypt_meta(located.entry)
+            except KeyMissing:
+                return self._no_key()
+            except _DOUBTS as e:
+                problem = e
+            else:
                 self._count(located)
-                return located
+                return located, meta
             again = self._again(located, problem)
             if isinstance(again, MissReason):
                 return again
@@ -143,40 +172,39 @@ class DiskReader:
             located = again
         return MissReason.ABSENT
 
-    def _fill(self, located: Located, targets: Sequence[memoryview]) -> Exception | None:
-        """Fill the targets with a block's bytes, or say why they must not be used."""
+    def _fill(self, located: Located, targets: Sequence[memoryview]) -> None:
+        """Fill the targets with a block's bytes. Raises one of the ``_DOUBTS``, or :class:`KeyMissing`."""
         raw = located.content.codec == codec.NONE
         stored = list(targets) if raw else [memoryview(bytearray(located.content.stored_len))]
-        head = self._try([(located.extent, stored)], located.tier)[0]
+        head = self._try(located, stored)
         if not isinstance(head, RecordHead):
-            return head
+            raise head
         if not raw:
-            try:
-                codec.decode_into(located.content.codec, stored[0], targets)
-            except codec.CodecError as e:
-                return e
-        return None
+            encoded = located.tier.decrypt(head, located.extent, stored[0])
+            codec.decode_into(plain_codec(head.codec), encoded, targets)
 
-    def _try(
-        self, wanted: Sequence[tuple[Extent, Sequence[memoryview]]], tier: DiskTier
-    ) -> Sequence[RecordHead | FormatError | OSError]:
+    def _try(self, located: Located, stored: Sequence[memoryview]) -> RecordHead | FormatError | OSError:
         try:
-            return tier.read(wanted)
+            return located.tier.check(located.tier.fetch([(located.extent, stored)]))[0]
         except OSError as e:
-            return [e] * len(wanted)
+            return e
 
     def _block(
         self, located: Located, stored: memoryview, head: RecordHead | FormatError | OSError, tries: int
     ) -> RamBlock | MissReason:
+        problem: Exception | None = None if isinstance(head, RecordHead) else head
         if isinstance(head, RecordHead):
             try:
-                block = _decoded(located, stored)
-            except codec.CodecError as e:
-                head = FormatError(str(e))
+                block = _decoded(located, head, stored)
+            except KeyMissing:
+                return self._no_key()
+            except _DOUBTS as e:
+                problem = e
             else:
                 self._count(located)
                 return block
-        again = self._again(located, head)
+        assert problem is not None
+        again = self._again(located, problem)
         if isinstance(again, MissReason):
             return again
         return self.read_one(again, tries - 1) if tries > 1 else MissReason.ABSENT
@@ -196,6 +224,10 @@ class DiskReader:
         self._on_damage(located, str(problem))
         return MissReason.CORRUPT
 
+    def _no_key(self) -> MissReason:
+        self._signals.count("key_missing")
+        return MissReason.UNAVAILABLE
+
     def _count(self, located: Located) -> None:
         self._signals.count(f"bytes_read:{located.tier.name}", located.content.head_len + located.content.stored_len)
 
@@ -205,17 +237,19 @@ def stored_bytes(batch: Sequence[Located]) -> int:
     return sum(b.content.stored_len for b in batch)
 
 
-def _decoded(located: Located, stored: memoryview) -> RamBlock:
-    value = stored
-    if located.content.codec != codec.NONE:
-        value = memoryview(bytearray(located.entry.nbytes))
-        codec.decode_into(located.content.codec, stored, [value])
+def _decoded(located: Located, head: RecordHead, stored: memoryview) -> RamBlock:
+    """Raises one of the ``_DOUBTS``, or :class:`KeyMissing`."""
+    meta = located.tier.vault.decrypt_meta(located.entry)
+    value = located.tier.decrypt(head, located.extent, stored)
+    if (codec_id := plain_codec(head.codec)) != codec.NONE:
+        encoded, value = value, memoryview(bytearray(located.entry.nbytes))
+        codec.decode_into(codec_id, encoded, [value])
     if value.nbytes != located.entry.nbytes:
         raise codec.CodecError("the content has another length than the block")
     return RamBlock(
         located.wanted.namespace,
         located.wanted.key,
         located.entry.parent_id,
-        located.entry.meta,
+        meta,
         split(value.toreadonly(), located.entry.lengths),
     )

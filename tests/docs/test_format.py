@@ -15,8 +15,11 @@ import lmdb
 import pytest
 import xxhash
 import zstandard
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from kvtier import Config, Store, codec
+from kvtier import Config, Key, Store, codec
 from kvtier.index import lmdb_index, schema
 from kvtier.index.schema import BlockEntry, ContentEntry, Departure, Reason, SegmentEntry
 from kvtier.segment import format as fmt
@@ -119,14 +122,15 @@ def test_numbers_and_names_are_those_of_the_code() -> None:
     assert f'"{lmdb_index.ENGINE}"' in section("STORE")
     limits = (meanings["ns_len"], meanings["key_len"], meanings["meta_len"], meanings["buffers"])
     assert [re.findall(r"\d+", m)[-1] for m in limits] == ["64", "128", "1024", "64"]
+    assert re.findall(r"\d+", meanings["meta_len"])[0] == str(fmt.META_STORED_BYTES_MAX)
 
 
 # -- a reader made from the page ---------------------------------------------------------------------
 
 
-def checked_json(file: Path, title: str) -> dict[str, Any]:
+def checked_json(file: Path, title: str, *without: str) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(file.read_text())
-    assert set(fields) == {name.strip("`") for name, *_ in rows(title)}
+    assert set(fields) == {name.strip("`") for name, *_ in rows(title)} - set(without)
     found = fields.pop("sum")
     body = json.dumps(fields, sort_keys=True, separators=(", ", ": "), ensure_ascii=True)
     assert found == f"{xxhash.xxh3_64(body.encode()).intdigest():016x}"
@@ -252,7 +256,7 @@ def make(folder: Path) -> tuple[Config, dict[tuple[bytes, bytes], tuple[list[byt
 def test_a_store_can_be_read_by_the_page_alone(tmp_path: Path) -> None:
     _, blocks = make(tmp_path)
     root = tmp_path / "store"
-    store = checked_json(root / "STORE", "STORE")
+    store = checked_json(root / "STORE", "STORE", "sealed_secret")
     secret = bytes.fromhex(store["secret"])
     found: list[Record] = []
     for tier_no, name in enumerate(store["tiers"]):
@@ -362,3 +366,78 @@ def check_segments(
         assert entry["live_bytes"] == sum(n for p, n in needed.items() if p[:2] == (tier_no, number))
         assert entry["sealed"] in (0, 1)
     assert found == files
+
+
+# -- a reader of an encrypted store, made from the page -----------------------------------------------
+
+SLIP, TAG_BYTES = 56, 16
+
+
+def data_key(key: bytes, encrypted: bytes, purpose: bytes, length: int) -> bytes:
+    """The data key for what begins with this slip, which must be of ``key``."""
+    slip = slip_of(encrypted)
+    made = HKDF(hashes.SHA256(), length + 8, slip["salt"], purpose).derive(key)
+    assert made[length:] == slip["key_check"]
+    return made[:length]
+
+
+def slip_of(encrypted: bytes) -> dict[str, Any]:
+    return byte_table("Slip").read(encrypted)
+
+
+def test_an_encrypted_store_can_be_read_by_the_page_alone(tmp_path: Path) -> None:
+    keys = {None: b"S" * 32, b"": b"E" * 32, b"tenant": b"T" * 32}
+
+    def provider(namespace: bytes | None, key_id: str | None) -> Key:
+        return Key("the id", keys[namespace])
+
+    blocks = {
+        (b"", b"soft"): ([bytes(i % 256 if i % 2 else i % 3 for i in range(30_001))], b"about"),
+        (b"tenant", b"two"): ([noise(1, 5000), b"", b"end"], b""),
+        (b"tenant", b"three"): ([noise(2, 500)], b"meta"),
+    }
+    with Store.open(config(tmp_path, tier(codec="zstd-planes")), keys=provider) as store:
+        for (namespace, key), (buffers, meta) in blocks.items():
+            parent = b"two" if key == b"three" else None
+            store.put(key, buffers, meta=meta, namespace=namespace, parent=parent)
+
+    root = tmp_path / "store"
+    identity = checked_json(root / "STORE", "STORE", "secret")
+    assert identity["format"] == 2
+    store_id, sealed = bytes.fromhex(identity["store_id"]), bytes.fromhex(identity["sealed_secret"])
+    key = data_key(keys[None], sealed, b"kvtier store" + store_id, 32)
+    secret = AESGCM(key).decrypt(bytes(12), sealed[SLIP:], store_id)
+
+    (file,) = (root / "disk").glob("*.seg")
+    found = {r.key: r for r in records(file, identity, 0)}
+    names_of = {
+        hashlib.blake2b(
+            bytes((len(namespace),)) + namespace + key, digest_size=32, key=secret, person=b"kvtier name"
+        ).digest(): (namespace, key)
+        for namespace, key in blocks
+    }
+    assert set(found) == set(names_of)
+    for name, r in found.items():
+        buffers, meta = blocks[names_of[name]]
+        mine = keys[r.namespace]
+        assert slip_of(r.payload)["key_id"] == b"the id".ljust(32, b"\0")
+        assert r.head["codec"] >= 128
+        place = byte_table("Head checksum").layout.pack(store_id, *r.place)
+        segment = byte_table("Head checksum").layout.pack(store_id, *r.place[:2], 0)
+        blank = {"state": 0, "payload_sum": bytes(16), "head_sum": 0}
+        fixed = byte_table("Record").layout.pack(*({**r.head, **blank}).values())
+        variable = r.namespace + r.key + r.meta + struct.pack(f"<{len(r.lengths)}Q", *r.lengths)
+        key = data_key(mine, r.payload, b"kvtier segment" + segment + b"\0" + r.namespace, 32)
+        nonce = r.place[2].to_bytes(12, "little")
+        plain = AESGCM(key).decrypt(nonce, r.payload[SLIP:], place + fixed + variable)
+        value = decoded(r.head["codec"] - 128, plain, r.head["raw_len"])
+        assert value == b"".join(buffers)
+
+        key = data_key(mine, r.meta, b"kvtier meta" + store_id + b"\0" + r.namespace, 64)
+        bound = [r.namespace, r.key, r.head["content_id"], struct.pack("<Q", r.head["parent_id"])]
+        bound.append(struct.pack(f"<{len(r.lengths)}Q", *r.lengths))
+        assert AESSIV(key).decrypt(r.meta[SLIP:], bound) == meta
+
+        purpose = b"kvtier content" + store_id + b"\0" + r.namespace
+        made = HKDF(hashes.SHA256(), 40, bytes(16), purpose).derive(mine)[:32]
+        assert r.head["content_id"] == blake3.blake3(value, key=made).digest()[:16]

@@ -14,7 +14,7 @@ from kvtier.policy.eviction.leaf_lru import LeafLru
 from kvtier.tiers.ram import OVERHEAD_BYTES, RamBlock, RamTier
 from kvtier.tiers.reading import Wanted
 
-W = Wanted(1, b"", b"k")
+W = Wanted(1, b"", b"k", b"k")
 
 
 def block(data: bytes = b"x", key: bytes = b"k") -> RamBlock:
@@ -104,7 +104,7 @@ def test_a_chain_is_used_from_its_end_so_that_its_start_stays() -> None:
     f = front(ram=3 * (1 + OVERHEAD_BYTES))
     for i in (1, 2, 3):
         f.put_in_ram(i, block(key=b"%d" % i))
-    f.find_many([Wanted(i, b"", b"%d" % i) for i in (1, 2, 3)], use=True)
+    f.find_many([Wanted(i, b"", b"%d" % i, b"%d" % i) for i in (1, 2, 3)], use=True)
     for i in (4, 5):
         f.put_in_ram(i, block(key=b"%d" % i))
     assert [f.ram.peek(i) is not None for i in (1, 2, 3)] == [True, False, False]
@@ -114,7 +114,7 @@ def test_find_many_answers_in_order() -> None:
     f = front()
     put(f, 2, block(b"two", key=b"2"))
     f.delete(3, on_disk=True)
-    found = f.find_many([Wanted(i, b"", b"%d" % i) for i in (1, 2, 3)], use=True)
+    found = f.find_many([Wanted(i, b"", b"%d" % i, b"%d" % i) for i in (1, 2, 3)], use=True)
     assert [x and (x.block and bytes(x.block.buffers[0]), x.place) for x in found] == [
         None,
         (b"two", "ram"),

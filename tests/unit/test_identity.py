@@ -67,7 +67,7 @@ def test_any_changed_byte_is_noticed(tmp_path: Path) -> None:
     ("changes", "error"),
     [
         ({"kvtier": "tier"}, NotAStore),
-        ({"format": 2}, UnsupportedFormat),
+        ({"format": 3}, UnsupportedFormat),
         ({"format": 1_000_000}, UnsupportedFormat),
         ({"engine": "lmdb-1.0"}, UnsupportedFormat),
         ({"secret": "xyz"}, CorruptStore),
@@ -83,7 +83,7 @@ def test_wrong_fields_are_refused_by_name(tmp_path: Path, changes: dict[str, obj
 def test_a_newer_format_is_told_from_damage(tmp_path: Path) -> None:
     """Its checksum may be made in a way that this version does not know."""
     raw = dump_identity(SECRET).replace(b'"format": 1', b'"format": 7')
-    with pytest.raises(UnsupportedFormat, match="format 7 is newer than 1"):
+    with pytest.raises(UnsupportedFormat, match="format 7 is newer than 2"):
         load(tmp_path, raw)
 
 

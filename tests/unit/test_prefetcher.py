@@ -19,7 +19,7 @@ from kvtier.blocks import MissReason
 from kvtier.errors import StoreClosed
 from kvtier.index.schema import BlockEntry, ContentEntry
 from kvtier.tiers.ram import RamBlock
-from kvtier.tiers.reading import Located, Wanted
+from kvtier.tiers.reading import Located, Raw, Wanted
 
 HEAD, TIER = 100, object()
 
@@ -28,7 +28,7 @@ def located(block_id: int, offset: int, size: int = 900, segment_no: int = 1, ti
     key = b"%d" % block_id
     entry = BlockEntry(0, 0, 0, segment_no, offset, HEAD + size, 0, 1, bytes(16), b"", key, b"", (size,))
     content = ContentEntry(segment_no, offset, HEAD, size, HEAD + size, 0, bytes(16), 1)
-    return Located(Wanted(block_id, b"", key), entry, content, tier)
+    return Located(Wanted(block_id, b"", key, key), entry, content, tier)
 
 
 def row(count: int, size: int = 900) -> list[Located]:
@@ -88,11 +88,14 @@ class GatedReader:
         if open:
             self.gate.set()
 
-    def read(self, batch: list[Located], into: memoryview | None = None) -> list[RamBlock | MissReason]:
+    def fetch(self, batch: list[Located], into: memoryview | None = None) -> Raw:
         self.asked.append([b.wanted.block_id for b in batch])
         self.arrived.release()
         assert self.gate.wait(60)
-        return [block_of(b) if b.wanted.block_id != 13 else MissReason.CORRUPT for b in batch]
+        return Raw(batch, [], OSError())
+
+    def blocks(self, raw: Raw) -> list[RamBlock | MissReason]:
+        return [block_of(b) if b.wanted.block_id != 13 else MissReason.CORRUPT for b in raw.batch]
 
 
 def block_of(b: Located) -> RamBlock:
@@ -230,10 +233,10 @@ def test_closing_gives_up_what_has_not_begun(make: Any) -> None:
 def test_a_reader_that_fails_leaves_nobody_waiting(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     b = make()
 
-    def fail(batch: list[Located], into: memoryview | None = None) -> list[RamBlock | MissReason]:
+    def fail(batch: list[Located], into: memoryview | None = None) -> Raw:
         raise RuntimeError("mine")
 
-    monkeypatch.setattr(b.reader, "read", fail)
+    monkeypatch.setattr(b.reader, "fetch", fail)
     b.fetcher.request(row(3))
     for i in (1, 2, 3):
         b.fetcher.wait_for(i)

@@ -12,7 +12,7 @@ import pytest
 from kvtier import StoreClosed
 from kvtier.background.read_ahead import Batch, Bounds, Outcome, ReadAhead
 from kvtier.blocks import MissReason
-from kvtier.tiers.reading import Located
+from kvtier.tiers.reading import Located, Raw
 from tests.unit.test_prefetcher import HEAD, row
 
 
@@ -23,22 +23,27 @@ class Pool:
         self.waiting: list[Callable[[], None]] = []
         self.reads: list[int] = []
         self.closed = False
+        self.waiting_at_check = 0
 
     def submit(self, run: Callable[..., None], *args: Any) -> None:
         if self.closed:
             raise RuntimeError("cannot schedule new futures after shutdown")
         self.waiting.append(lambda: run(*args))
 
-    def read(self, batch: Batch) -> deque[Outcome]:
+    def fetch(self, batch: Batch) -> Raw:
         self.reads += [located.wanted.block_id for located in batch]
-        return deque(MissReason.ABSENT for _ in batch)
+        return Raw(batch, [], OSError())
+
+    def check(self, raw: Raw) -> deque[Outcome]:
+        self.waiting_at_check = len(self.waiting)
+        return deque(MissReason.ABSENT for _ in raw.batch)
 
     def run(self) -> None:
         self.waiting.pop(0)()
 
 
 def ahead_of(pool: Pool, blocks: list[Located], bounds: Bounds) -> ReadAhead:
-    return ReadAhead([[b] for b in blocks], pool.read, pool.submit, bounds)
+    return ReadAhead([[b] for b in blocks], pool.fetch, pool.check, pool.submit, bounds)
 
 
 def started(ahead: ReadAhead, pool: Pool) -> Any:
@@ -56,6 +61,7 @@ def test_long_reads_take_turns() -> None:
     assert len(pool.waiting) == 1
     pool.run()
     assert len(pool.waiting) == 1, "the next one begins as soon as the one before it ends"
+    assert pool.waiting_at_check == 1, "... and before that is checked"
     outcomes.close()
 
 
@@ -80,7 +86,7 @@ def test_only_so_much_is_held(bounds: Bounds) -> None:
 def test_blocks_larger_than_all_bounds_are_read_one_by_one() -> None:
     with ThreadPoolExecutor(1) as threads:
         pool = Pool()
-        ahead = ReadAhead([[b] for b in row(2, 500)], pool.read, threads.submit, Bounds(1, 10, 10))
+        ahead = ReadAhead([[b] for b in row(2, 500)], pool.fetch, pool.check, threads.submit, Bounds(1, 10, 10))
         for number, _ in enumerate(ahead.outcomes()):
             assert pool.reads == [1, 2][: number + 1]
 

@@ -22,7 +22,7 @@ from kvtier.segment.format import (
     RecordState,
     payload_sum,
 )
-from kvtier.segment.reader import Extent, SegmentFiles, read_payloads
+from kvtier.segment.reader import Extent, SegmentFiles, check_records, fetch_records
 from kvtier.segment.scanner import Damaged, Found, TornTail, scan
 from kvtier.segment.writer import Draft, SegmentWriter, Written
 from kvtier.testing import FaultyFileSystem
@@ -58,7 +58,7 @@ class Bench:
         wanted = [(extent(w), [memoryview(bytearray(w.head.stored_len))]) for w in written]
         fd = self.fs.open(self.path)
         try:
-            results = read_payloads(self.fs, fd, STORE, TIER, wanted)
+            results = check_records(fetch_records(self.fs, fd, wanted), STORE, TIER)
         finally:
             self.fs.close(fd)
         return [r if isinstance(r, FormatError) else bytes(v[0]) for r, (_, v) in zip(results, wanted, strict=True)]
@@ -255,7 +255,7 @@ def test_a_record_must_be_what_was_expected(bench: Bench, lie: dict[str, object]
     w = three(bench)[0]
     e = extent(w)._replace(**lie)  # type: ignore[arg-type]
     fd = bench.fs.open(bench.path)
-    result = read_payloads(bench.fs, fd, STORE, TIER, [(e, [memoryview(bytearray(e.stored_len))])])[0]
+    result = check_records(fetch_records(bench.fs, fd, [(e, [memoryview(bytearray(e.stored_len))])]), STORE, TIER)[0]
     bench.fs.close(fd)
     assert isinstance(result, FormatError)
 
