@@ -274,8 +274,8 @@ class LmdbIndex:
                 readonly=read_only,
                 create=not read_only,
                 lock=lock,
-                meminit=False,
                 max_spare_txns=32,
+                meminit=True,  # else unused parts of pages take to the disk what memory held before
             )
             if lock:
                 self._env.reader_check()
