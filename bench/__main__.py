@@ -21,6 +21,7 @@ from bench import (
     decode,
     opening,
     operations,
+    protection,
     report,
     restore_cost,
     rules,
@@ -38,6 +39,7 @@ SUITES: dict[str, Suite] = {
     "stall": stall.run,
     "decode": decode.run,
     "storage": storage.run,
+    "protection": protection.run,
     "opening": opening.run,
     "operations": operations.run,
 }

@@ -34,10 +34,11 @@ from kvtier.errors import (
     StoreLocked,
     StoreUnwritable,
     TierMissing,
+    UnsafeFolder,
     UnsupportedFormat,
     WrongKeys,
 )
-from kvtier.keys import Key, KeyProvider, single_key
+from kvtier.keys import Key, KeyProvider, key_file, single_key
 from kvtier.stats import StoreStats
 from kvtier.store import Store
 
@@ -76,8 +77,10 @@ __all__ = [
     "StoreUnwritable",
     "TierConfig",
     "TierMissing",
+    "UnsafeFolder",
     "UnsupportedFormat",
     "WriteBehindConfig",
     "WrongKeys",
+    "key_file",
     "single_key",
 ]

@@ -7,6 +7,7 @@ service, a file, an environment variable). The store never writes one down.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -46,6 +47,26 @@ def single_key(secret: bytes, key_id: str = "1") -> KeyProvider:
         return Key(key_id, hashlib.blake2b(purpose, digest_size=KEY_BYTES, key=secret).digest())
 
     return provide
+
+
+def key_file(path: str | os.PathLike[str]) -> KeyProvider:
+    """:func:`single_key`, from a file: 32 bytes, or 64 hexadecimal digits.
+
+    Raises :class:`OSError`, and :class:`kvtier.WrongKeys` if there is something else in it, or if others than its
+    owner may read it (where files have such modes).
+    """
+    with open(path, "rb") as file:
+        if os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o077:
+            raise WrongKeys(f"{os.fspath(path)}: others may read it; chmod 600")
+        found = file.read(2 * KEY_BYTES + 3)
+    if len(found) != KEY_BYTES:
+        try:
+            found = bytes.fromhex(found.decode("ascii"))
+        except ValueError:
+            found = b""
+    if len(found) != KEY_BYTES:
+        raise WrongKeys(f"{os.fspath(path)}: neither {KEY_BYTES} bytes nor {2 * KEY_BYTES} hexadecimal digits")
+    return single_key(found)
 
 
 def ask(provider: KeyProvider, namespace: bytes | None, key_id: str | None = None) -> Key:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvtier import Store
+from kvtier import Store, key_file
 from kvtier.events import Event, Recovered
 from tests import models
 from tests.adapters import engine
@@ -370,6 +370,19 @@ def test_a_configuration_that_is_not_there(refusal: Callable[..., str], tmp_path
 
 def test_a_namespace_that_is_too_long(refusal: Callable[..., str], tmp_path: Path) -> None:
     assert "namespace" in refusal("--store", str(tmp_path / "store"), "--kvtier_namespace", "n" * 65)
+
+
+def test_an_encrypted_store_needs_its_key_file(refusal: Callable[..., str], tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+    file = tmp_path / "key"
+    file.write_text("0f" * 32 + "\n")
+    file.chmod(0o600)
+    Store.open(tmp_path / "store", keys=key_file(file)).close()
+    assert "is encrypted" in refusal("--store", str(tmp_path / "store"))
+    assert str(tmp_path / "none") in refusal("--store", str(tmp_path / "store"), "--key_file", str(tmp_path / "none"))
+    file.write_text("0e" * 32)
+    line = refusal("--store", str(tmp_path / "store"), "--key_file", str(file))
+    assert "secret cannot be decrypted" in line
 
 
 @pytest.mark.parametrize(

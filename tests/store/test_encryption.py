@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kvtier import Hit, HitInto, Key, Miss, MissReason, Store, UnsupportedFormat, WrongKeys, single_key
+from kvtier import Hit, HitInto, Key, Miss, MissReason, Store, UnsupportedFormat, WrongKeys, key_file, single_key
 from kvtier.fs import default_file_system
 from kvtier.identity import load_identity
 from kvtier.index.lmdb_index import ENGINE
@@ -215,6 +215,34 @@ def test_what_is_no_key_is_refused(tmp_path: Path, key: Any) -> None:
 def test_a_single_key_has_its_length() -> None:
     with pytest.raises(ValueError, match="5 bytes"):
         single_key(b"short")
+
+
+@pytest.mark.parametrize("content", [SECRET, SECRET.hex().encode(), SECRET.hex().encode() + b"\r\n"])
+def test_a_key_from_a_file(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(content)
+    file.chmod(0o600)
+    assert key_file(file)(b"ns", None) == single_key(SECRET)(b"ns", None)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"short", SECRET[1:], SECRET + b"\n", SECRET.hex().encode() + b"00", b"x" * 64]
+)
+def test_a_file_that_holds_no_key(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(content)
+    file.chmod(0o600)
+    with pytest.raises(WrongKeys, match="neither 32 bytes nor 64"):
+        key_file(file)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have no such modes here")
+def test_a_key_file_that_others_may_read(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(SECRET)
+    file.chmod(0o640)
+    with pytest.raises(WrongKeys, match="chmod 600"):
+        key_file(file)
 
 
 def test_a_namespace_without_a_key_is_refused_at_put_and_missed_at_get(tmp_path: Path) -> None:

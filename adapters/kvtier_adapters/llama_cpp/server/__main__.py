@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from kvtier import ConfigError, KvtierError, Store
-from kvtier_adapters.llama_cpp.options import Options
-from kvtier_adapters.llama_cpp.server.arguments import parse, wants_help
+from kvtier import ConfigError, KvtierError, Store, key_file
+from kvtier_adapters.llama_cpp.server.arguments import Arguments, parse, wants_help
 from kvtier_adapters.llama_cpp.server.console import say
 
 _FAILED, _INTERRUPTED = 2, 130
@@ -21,7 +20,7 @@ def main() -> int:
     if wants_help(arguments.server):
         serving.run_stock(arguments.server)
     try:
-        store = _open(arguments.store, arguments.options)
+        store = _open(arguments)
     except ConfigError as error:
         return _fail("; ".join(map(str, error.problems)))
     except KvtierError as error:
@@ -35,9 +34,9 @@ def main() -> int:
     return 0
 
 
-def _open(source: str, options: Options) -> Store:
-    store = Store.open(source)
-    store.contains(b"any key", namespace=options.namespace)  # raises now if the namespace is too long
+def _open(arguments: Arguments) -> Store:
+    store = Store.open(arguments.store, keys=key_file(arguments.key_file) if arguments.key_file else None)
+    store.contains(b"any key", namespace=arguments.options.namespace)  # raises now if the namespace is too long
     return store
 
 

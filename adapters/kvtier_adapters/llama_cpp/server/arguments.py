@@ -24,6 +24,7 @@ class Arguments:
     """What was asked for. ``server`` are the arguments that are not ours, in their order."""
 
     store: str
+    key_file: str | None
     options: Options
     server: list[str]
 
@@ -41,9 +42,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     elif not ours.store:
         parser.error("--store (or KVTIER_STORE) is needed: the folder of the store, or its TOML file")
     given = {name.removeprefix(_PREFIX): value for name, value in vars(ours).items() if value is not None}
-    store = given.pop("store", "")
+    store, key = given.pop("store", ""), given.pop("key_file", None)
     try:
-        return Arguments(store, Options(**given), server)
+        return Arguments(store, key, Options(**given), server)
     except ValueError as error:
         parser.error(str(error))
 
@@ -53,7 +54,7 @@ def wants_help(server: Sequence[str]) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """``--store``, and a ``--kvtier_NAME`` for each field of :class:`Options`."""
+    """``--store``, ``--key_file``, and a ``--kvtier_NAME`` for each field of :class:`Options`."""
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
         usage=f"{_PROGRAM} --store FOLDER|FILE.toml [options of llama_cpp.server]",
@@ -66,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER|FILE.toml",
         default=os.environ.get("KVTIER_STORE"),
         help="where prompts are kept: a folder (made if need be), or a configuration file",
+    )
+    parser.add_argument(
+        "--key_file",
+        metavar="FILE",
+        default=os.environ.get("KVTIER_KEY_FILE"),
+        help="the key of an encrypted store, or to make one: a file of 32 bytes or 64 hexadecimal digits",
     )
     for option in fields(Options):
         metavar, convert = _KINDS[type(option.default)]
