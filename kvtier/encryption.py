@@ -173,9 +173,13 @@ class EncryptedVault(Vault):
             raise DecryptError("the metadata do not pass their tag") from e
 
     def encryptor(self) -> Encrypt:
-        salt = os.urandom(_SALT_BYTES)
+        salt, used_to = os.urandom(_SALT_BYTES), -1
 
         def encrypt(head: RecordHead, place: Place, payload: Sequence[memoryview]) -> Sequence[memoryview]:
+            nonlocal salt, used_to
+            if place.offset <= used_to:  # an append that was broken off is made again: not with the same nonce
+                salt = os.urandom(_SALT_BYTES)
+            used_to = place.offset
             key = self._key(head.namespace, None, salt, _segment_purpose(place))
             return [_encrypted(key, _nonce(place), identity_of(head, place), payload)]
 
