@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import TypeVar
 
-from kvtier.events import Recovered, SegmentLost, Signals
+from kvtier.events import RebuildProgress, Recovered, SegmentLost, Signals
 from kvtier.fs import FileSystem
 from kvtier.index.lmdb_index import IndexFull, LmdbIndex
 from kvtier.index.schema import IndexDamaged, Reason, SegmentEntry
@@ -28,7 +28,8 @@ from kvtier.segment.format import (
 )
 from kvtier.segment.scanner import Damaged, Found, TornTail, scan
 from kvtier.segment.writer import Written
-from kvtier.tiers.catalog import Change
+from kvtier.tiers.catalog import Change, SegmentId
+from kvtier.tiers.census import take_census
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.ledger import Ledger
 
@@ -74,6 +75,7 @@ class Recovery:
         self._block_id = block_id
         self._store_id = store_id
         self.report = Report()
+        self._tails: dict[SegmentId, int] = {}  # segments with records behind what was committed, and how far that is
 
     def run(self) -> Report:
         """Bring index and segments to agree. :class:`OSError` if a tier's folder or the index cannot be used."""
@@ -96,10 +98,13 @@ class Recovery:
             try:
                 if not is_complete:
                     raise _IndexIsBehind
+                self._tails = {}
                 for tier in self._tiers:
                     self._reconcile(tier)
+                self._replay_tails()
             except (_IndexIsBehind, IndexDamaged):
                 self._rebuild()
+            take_census(self._index)
         except IndexFull:
             return False
         return True
@@ -132,14 +137,27 @@ class Recovery:
             self.report.damaged += 1
             self._signals.count("segments_short")
         elif segment.length > entry.committed_len and not entry.sealed:
+            self._tails[tier.tier_no, number] = entry.committed_len
+
+    def _replay_tails(self) -> None:
+        """Take in what stands behind the last commit, in all tiers.
+
+        First the index is told of these segments, so that nothing drops one before its turn has come: neither a
+        commit that takes the last block that is known of it, nor the next opening, if this one does not end.
+        """
+        if not self._tails:
+            return
+        with self._ledger.change() as change:
+            change.keep.update(self._tails)
+            change.live.update(dict.fromkeys(self._tails, 0))
+        tiers = {t.tier_no: t for t in self._tiers}
+        for (tier_no, number), committed_len in list(self._tails.items()):
             try:
-                self._replay(tier, number, entry.committed_len)
+                self._replay(tiers[tier_no], number, committed_len)
             except (FormatError, OSError):  # nothing behind the last commit was acknowledged
                 self._signals.count("segments_unreadable")
-                if entry.committed_len:
-                    tier.cut(number, entry.committed_len)
-                else:
-                    tier.drop(number)
+                tiers[tier_no].cut(number, committed_len)
+            del self._tails[tier_no, number]
 
     def _replay(self, tier: DiskTier, number: int, start: int) -> None:
         """Take in the records beyond the last commit, cut off the rest, make both durable, then commit."""
@@ -178,6 +196,7 @@ class Recovery:
                 )
             ]
         with self._ledger.change() as change:
+            change.keep.update(self._tails)
             for block_id in lost:
                 self._ledger.unlink(change, block_id, Reason.LOST)
             for number in missing:
@@ -225,10 +244,10 @@ class Recovery:
         self.report.rebuilt |= bool(numbers)
         tier.next_segment_no = max(numbers, default=0) + 1
         numbers = [n for n in numbers if self._is_readable(tier, n)]
-        with closing(self._records(tier, numbers)) as records:
+        with closing(self._records(tier, numbers, 0)) as records:
             for batch in _batches(records):
                 self._hold_contents(tier, batch, numbers)
-        with closing(self._records(tier, numbers)) as records:
+        with closing(self._records(tier, numbers, len(numbers))) as records:
             for batch in _batches(records):
                 self._adopt(tier, batch, numbers)
         with self._index.read() as view:
@@ -254,10 +273,13 @@ class Recovery:
             return False
         return True
 
-    def _records(self, tier: DiskTier, numbers: Sequence[int]) -> Generator[Written, None, None]:
-        """The records that are not dead, oldest segment first; payloads are checked where the tail may be torn."""
+    def _records(self, tier: DiskTier, numbers: Sequence[int], walked: int) -> Generator[Written, None, None]:
+        """The records that are not dead, oldest segment first; payloads are checked where the tail may be torn.
+
+        ``walked``: segments walked before, for those who want to know how far it is.
+        """
         unsure = numbers[-2 - _TAIL_BYTES_MAX // tier.setup.segment_bytes :]
-        for number in numbers:
+        for done, number in enumerate(numbers, walked + 1):
             try:
                 fd = self._fs.open(tier.path_of(number))
                 try:
@@ -265,13 +287,15 @@ class Recovery:
                         if isinstance(item, Found):
                             if item.head.state is not RecordState.DEAD:
                                 yield Written(number, item.offset, item.head)
-                        elif isinstance(item, Damaged):
+                        elif isinstance(item, Damaged) and not walked:  # else it has been counted
                             self.report.damaged += 1
                 finally:
                     self._fs.close(fd)
             except (FormatError, OSError):
-                self.report.damaged += 1
-                self._signals.count("segments_unreadable")
+                if not walked:
+                    self.report.damaged += 1
+                    self._signals.count("segments_unreadable")
+            self._signals.emit(RebuildProgress(tier.name, done, 2 * len(numbers)))
 
     # -- both ---------------------------------------------------------------------------------------
 
@@ -285,6 +309,7 @@ class Recovery:
         record: it is a copy that was on its way to another tier, whose original may be marked dead already."""
         with self._ledger.change() as change:
             change.keep.update((tier.tier_no, n) for n in segments)
+            change.keep.update(self._tails)
             _add_contents(change, tier, records)
             with change.holding(tier.tier_no, {r.head.content_id for r in records}):
                 for record in records:

@@ -9,7 +9,7 @@ import errno
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -388,6 +388,39 @@ def test_gap_moved_power(world: World) -> None:
     die(world.store, world.fs)
     index.write_bytes(before)
     assert where(world) == "low"
+
+
+@pytest.mark.parametrize("in_a_new_segment", [False, True])
+@pytest.mark.parametrize("dies_in_recovery", [False, True])
+def test_gap_moves_both_ways_power(world: World, dies_in_recovery: bool, in_a_new_segment: bool) -> None:
+    """The power takes the commit that moved one block down, and another one is just on its way up from the same
+    segment: as far as the index knows, that segment then holds nothing, before its tail is taken in. Of a new
+    segment the index knows nothing at all."""
+    store = world.holding(b"up", NEW)
+    move_down(store, b"up")
+    store.put(b"k", OLD)
+    store.flush()
+    index = world.folder / "store" / "index" / "data.mdb"
+    before = index.read_bytes()
+    assert store._back is not None
+    ladder = store._back.ladder
+    top, low = ladder.tiers
+    if in_a_new_segment:
+        low.seal()
+    move_down(store, b"k")
+    drafts, _ = ladder._copier.copies([store._wanted(b"up", b"").block_id], low, top)
+    ladder._append(top, [draft for _, draft in drafts])
+    die(store, world.fs)
+    index.write_bytes(before)
+    if dies_in_recovery:
+        for point in range(1, 20):
+            fs = FaultyFileSystem(OsFileSystem())
+            fs.crash_at(point)
+            with suppress(SimulatedCrash):
+                reopen(world.settings, fs).close()
+            fs.reap()
+    assert where(world) == "low"
+    assert world.says(b"up") == NEW
 
 
 # -- opening -----------------------------------------------------------------------------------------
