@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from kvtier import vaults
+from kvtier import access, vaults
 from kvtier.clock import Clock
-from kvtier.config import SAVED_FILE, Config, TierConfig
+from kvtier.config import SAVED_BYTES_MAX, SAVED_FILE, Config, TierConfig
 from kvtier.errors import LimitError, NotAStore, StoreLocked, StoreUnwritable, TierMissing
-from kvtier.events import Signals
+from kvtier.events import AccessNarrowed, FolderExposed, Signals
 from kvtier.fs import FileSystem
 from kvtier.identity import (
-    IDENTITY_BYTES_MAX,
     STORE_FILE,
     TIER_FILE,
     TIERS_MAX,
@@ -31,7 +30,9 @@ from kvtier.identity import (
     dump_tier,
     load_identity,
 )
-from kvtier.index.lmdb_index import ENGINE, IndexBusy, IndexUnusable, LmdbIndex, is_sound, looks_cut
+from kvtier.index.data_file import DATA_FILE, looks_cut
+from kvtier.index.following import FollowingIndex
+from kvtier.index.lmdb_index import ENGINE, IndexBusy, IndexUnusable, LmdbIndex, is_sound
 from kvtier.index.schema import IndexDamaged
 from kvtier.keys import KeyProvider
 from kvtier.policy import registry
@@ -77,13 +78,24 @@ def config_of(source: Config | str | os.PathLike[str]) -> Config:
     if isinstance(source, Config):
         return source
     path = Path(source)
+    if os.path.lexists(path / SAVED_FILE):
+        access.secure(str(path), narrow=False)  # before it is believed where the tiers are
     return Config.from_toml(path) if path.suffix == ".toml" else Config.of_store(path)
 
 
 def open_parts(
-    config: Config, fs: FileSystem, clock: Clock, signals: Signals, keys: KeyProvider | None, *, read_only: bool
+    config: Config,
+    fs: FileSystem,
+    clock: Clock,
+    signals: Signals,
+    keys: KeyProvider | None,
+    *,
+    read_only: bool,
+    rebuild: bool = False,
 ) -> Parts:
     """Open (creating what is missing, unless ``read_only``) the store that ``config`` describes.
+
+    ``rebuild``: make the index anew from the segments, whatever it says.
 
     Raises the errors of :class:`kvtier.StoreError`; nothing stays open or locked then.
     """
@@ -93,7 +105,7 @@ def open_parts(
     try:
         if read_only:
             return _open_read_only(config, root, fs, clock, signals, keys, closers)
-        return _open(config, root, fs, clock, signals, keys, closers)
+        return _open(config, root, fs, clock, signals, keys, closers, rebuild)
     except BaseException as e:
         _run_all(closers)
         if isinstance(e, OSError) and e.errno in _WRITE_REFUSED:
@@ -109,9 +121,11 @@ def _open(
     signals: Signals,
     keys: KeyProvider | None,
     closers: list[Callable[[], None]],
+    rebuild: bool,
 ) -> Parts:
     is_new = _is_new(fs, root)
     fs.make_dir(root)
+    _secure(root, signals, narrow=True)
     closers.append(_locked(fs, os.path.join(root, LOCK_FILE)))
     is_new = is_new and _is_new(fs, root)  # another process may have made it meanwhile
     identity = vaults.new_identity(ENGINE, keys) if is_new else _known(fs, root, keys)
@@ -122,12 +136,16 @@ def _open(
     if is_new or known != identity:
         fs.write_file_durably(os.path.join(root, STORE_FILE), dump_identity(known))
     for tier in config.tier:
-        _tier_folder(fs, tier, known, create=False)  # refused before anything is touched
-    index, is_new_index = _open_index(fs, root)
+        _tier_folder(fs, tier, known, signals, create=False)  # refused before anything is touched
+    index, is_new_index = _open_index(fs, root, signals, audit=rebuild)
     closers.append(index.close)
     for tier in config.tier:
         _check_mounted(fs, tier, known, index)
-    folders = [_tier_folder(fs, t, known, create=True) for t in config.tier]
+    if rebuild:
+        with index.write() as txn:
+            txn.clear()  # recovery makes an index anew that is not complete, in this opening or a later one
+    folders = [_tier_folder(fs, t, known, signals, create=True) for t in config.tier]
+    _warn_of_parents([root, *folders], signals)
     _save_config(fs, root, config)
     if is_new_index:
         fs.sync_dir(os.path.join(root, INDEX_FOLDER))
@@ -155,16 +173,16 @@ def _open_read_only(
 ) -> Parts:
     if _is_new(fs, root):
         raise NotAStore(f"{root}: there is no store here")
+    _secure(root, signals, narrow=False)
     identity = _known(fs, root, keys)
     vault = vaults.vault_of(identity, keys)
     present = [t for t in config.tier if t.name in identity.tiers]
-    folders = [_tier_folder(fs, t, identity, create=False) for t in present]
+    folders = [_tier_folder(fs, t, identity, signals, create=False, narrow=False) for t in present]
     folder = os.path.join(root, INDEX_FOLDER)
+    if fs.exists(folder):
+        _secure(folder, signals, narrow=False, follow=False)
     try:
-        can_lock = os.access(folder, os.W_OK) and os.access(os.path.join(folder, "lock.mdb"), os.W_OK)
-        index = LmdbIndex(folder, map_bytes=_MAP_BYTES, read_only=True, lock=can_lock)
-    except IndexBusy as e:
-        raise StoreLocked(f"{root} is open in this process, or was when it was forked: {e}") from e
+        index = index_to_read(root)
     except IndexUnusable as e:
         raise NotAStore(f"{folder}: the index cannot be read ({e}); open the store for writing to rebuild it") from e
     closers.append(index.close)
@@ -182,6 +200,16 @@ def _open_read_only(
                         tier.know(number, known[number].live_bytes)
     ledger = Ledger(index, tiers, signals, clock)
     return Parts(identity, vault, index, Ladder(index, tiers, ledger, signals), Report(), closers)
+
+
+def index_to_read(root: str) -> LmdbIndex:
+    """The index of the store in ``root``, for reading. Raises :class:`kvtier.StoreLocked`, :class:`IndexUnusable`."""
+    folder = os.path.join(root, INDEX_FOLDER)
+    can_lock = os.access(folder, os.W_OK) and os.access(os.path.join(folder, "lock.mdb"), os.W_OK)
+    try:
+        return FollowingIndex(folder, map_bytes=_MAP_BYTES, lock=can_lock)
+    except IndexBusy as e:
+        raise StoreLocked(f"{root} is open in this process, or was when it was forked: {e}") from e
 
 
 def _reseal(fs: FileSystem, root: str, identity: Identity, keys: KeyProvider | None) -> None:
@@ -236,28 +264,46 @@ def _check_mounted(fs: FileSystem, tier: TierConfig, identity: Identity, index: 
         )
 
 
-def _tier_folder(fs: FileSystem, tier: TierConfig, identity: Identity, *, create: bool) -> str:
-    """The tier's folder, checked to be this tier's; created and labelled if new."""
+def _secure(folder: str, signals: Signals, *, narrow: bool, follow: bool = True) -> None:
+    """Refuse a folder that others could have written to; keep others from reading it, if ``narrow``."""
+    if modes := access.secure(folder, narrow=narrow, follow=follow):
+        signals.emit(AccessNarrowed(folder, modes))
+
+
+def _warn_of_parents(folders: list[str], signals: Signals) -> None:
+    exposed = {parent: folder for folder in reversed(folders) if (parent := access.exposed_parent(folder))}
+    for parent, folder in exposed.items():
+        signals.emit(FolderExposed(folder, parent))
+
+
+def _tier_folder(
+    fs: FileSystem, tier: TierConfig, identity: Identity, signals: Signals, *, create: bool, narrow: bool = True
+) -> str:
+    """The tier's folder, checked to be this tier's and ours alone; created and labelled if new."""
     folder = str(tier.path)
     label = os.path.join(folder, TIER_FILE)
     number = identity.tier_no(tier.name)
     if fs.exists(label):
+        _secure(folder, signals, narrow=narrow)
         check_tier(fs, label, identity.store_id, tier.name, number)
         return folder
     if fs.exists(folder) and set(fs.list_dir(folder)) - {TIER_FILE + ".tmp"}:
         raise NotAStore(f"{folder} holds other files and no {TIER_FILE} file; give tier {tier.name!r} an empty folder")
     if create:
         fs.make_dir(folder)
+        _secure(folder, signals, narrow=True)
         fs.write_file_durably(label, dump_tier(identity.store_id, tier.name, number))
     return folder
 
 
-def _open_index(fs: FileSystem, root: str) -> tuple[LmdbIndex, bool]:
+def _open_index(fs: FileSystem, root: str, signals: Signals, *, audit: bool) -> tuple[LmdbIndex, bool]:
     """The index, and whether it is a new one, which recovery will fill, because it was missing or damaged."""
     folder = os.path.join(root, INDEX_FOLDER)
-    data = os.path.join(folder, "data.mdb")
+    data = os.path.join(folder, DATA_FILE)
+    if fs.exists(folder):
+        _secure(folder, signals, narrow=True, follow=False)
     missing = not fs.exists(data)
-    if not missing and _needs_audit(fs, root) and not is_sound(folder):
+    if not missing and (audit or _needs_audit(fs, root)) and not is_sound(folder):
         missing = True
     for attempt in (0, 1):
         if missing:
@@ -290,7 +336,7 @@ def _needs_audit(fs: FileSystem, root: str) -> bool:
 def _save_config(fs: FileSystem, root: str, config: Config) -> None:
     """Remember the configuration, so that the folder alone is enough to open the store again."""
     path, text = os.path.join(root, SAVED_FILE), config.to_json().encode()
-    if not fs.exists(path) or fs.read_file(path, IDENTITY_BYTES_MAX) != text:
+    if not fs.exists(path) or fs.read_file(path, SAVED_BYTES_MAX) != text:
         fs.write_file_durably(path, text)
 
 

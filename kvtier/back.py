@@ -21,11 +21,13 @@ from kvtier.background.worker import Worker
 from kvtier.background.write_behind import Pending
 from kvtier.blocks import BlockInfo, BlockState, Explanation, MissReason
 from kvtier.config import Config
+from kvtier.errors import FlushError
 from kvtier.events import Signals, WriteFailed
 from kvtier.front import Front
 from kvtier.identity import CONTENT_ID_BYTES
 from kvtier.index.lmdb_index import IndexFull
 from kvtier.index.schema import Reason
+from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.drafts import NewBlock
 from kvtier.tiers.ladder import NoRoom, Suspended
 from kvtier.tiers.ram import RamBlock
@@ -71,6 +73,8 @@ class Back:
         if background:
             self._prefetcher.warm()
         self._worker = Worker(self._write_group)
+        if not read_only:
+            self._worker.submit(self.ladder.keep_caps)  # which may be lower now, or a crash left more than they allow
         if background and not read_only:
             self._worker.start()
 
@@ -280,14 +284,16 @@ class Back:
         self._signals.count("write_failures", len(ids))
         if not isinstance(error, Suspended):
             reason = f"{type(error).__name__}: {error}"
-            self._signals.emit(WriteFailed(self.ladder.tiers[0].name, len(ids), reason))
+            top = self.ladder.tiers[0]
+            self._signals.emit(WriteFailed(top.name, len(ids), reason), quiet=bool(top.health.retry_at))
         self._reader.set_stale(ids, True)
         try:
             if older := self.ladder.known(ids):
                 self.ladder.write([], older)
         except Exception as e:  # they stay misses for as long as this process lives
             self._signals.count("index_errors")
-            log.warning("older values of lost blocks cannot be deleted: %s", e)
+            if not isinstance(e, Suspended):
+                log.warning("older values of lost blocks cannot be deleted: %s", e)
         else:
             self._reader.set_stale(ids, False)
 
@@ -297,10 +303,13 @@ class Back:
         """Encrypt with current keys what is encrypted with older ones; how many blocks those were."""
         self.parts.vault.forget_keys()
         self.parts.reseal()
-        count = after = 0
+        count = failed = after = 0
         while some := self._with_older_keys(after):
-            count += self._on_worker(partial(self._encrypt_anew, some))
+            done = self._on_worker(partial(self._encrypt_anew, some))
+            count, failed = count + done[0], failed + done[1]
             after = some[-1].block_id
+        if failed:
+            raise FlushError(f"{failed} blocks could not be encrypted anew: their tiers have no room", failed)
         return count
 
     def _with_older_keys(self, after: int) -> list[Wanted]:
@@ -320,7 +329,8 @@ class Back:
                     break
         return found
 
-    def _encrypt_anew(self, wanted: Sequence[Wanted]) -> int:
+    def _encrypt_anew(self, wanted: Sequence[Wanted]) -> tuple[int, int]:
+        """How many of the blocks were written anew, and for how many there was no room."""
         by_tier: dict[int, list[NewBlock]] = {}
         for located in self._reader.locate(wanted):
             if isinstance(located, Located):
@@ -328,14 +338,24 @@ class Back:
                 if isinstance(block, RamBlock):
                     new = self._new_block(located.wanted.block_id, located.entry.seq, block, located.wanted.name)
                     by_tier.setdefault(located.tier.tier_no, []).append(new)
-        for tier in self.ladder.tiers:
-            if blocks := by_tier.get(tier.tier_no):
-                self.ladder.rewrite(blocks, tier)
-        return sum(map(len, by_tier.values()))
+        failed = sum(self._rewrite(by_tier.get(tier.tier_no, []), tier) for tier in self.ladder.tiers)
+        return sum(map(len, by_tier.values())) - failed, failed
 
-    def _on_worker(self, job: Callable[[], int]) -> int:
+    def _rewrite(self, blocks: Sequence[NewBlock], tier: DiskTier) -> int:
+        """Write blocks anew, in halves if there is not room for all at once; for how many there was none."""
+        try:
+            if blocks:
+                self.ladder.rewrite(blocks, tier)
+        except NoRoom:
+            if len(blocks) == 1:
+                return 1
+            half = len(blocks) // 2
+            return self._rewrite(blocks[:half], tier) + self._rewrite(blocks[half:], tier)
+        return 0
+
+    def _on_worker(self, job: Callable[[], tuple[int, int]]) -> tuple[int, int]:
         """What the job returns or raises, once the worker has done it."""
-        done: Future[int] = Future()
+        done: Future[tuple[int, int]] = Future()
 
         def run() -> None:
             try:

@@ -49,6 +49,7 @@ WhenFull = Literal["wait", "skip"]
 
 #: In a store's folder: the configuration that it was last opened for writing with.
 SAVED_FILE = "CONFIG"
+SAVED_BYTES_MAX = MIB
 SEGMENT_BYTES_MIN = 64 * KIB
 #: What a record may need besides its payload: header, key, namespace, metadata, lengths, alignment.
 RECORD_OVERHEAD_BYTES_MAX = 8 * KIB
@@ -76,7 +77,7 @@ def _parse_path(value: object) -> Path:
     try:
         return Path(os.fspath(value)).expanduser()
     except RuntimeError as e:
-        raise BadValue(f"{value!r}: there is no such home folder") from e
+        raise BadValue(f"{value!r}: there is no such home folder", "write the whole path") from e
 
 
 def _parse_tier_name(value: object) -> str:
@@ -274,7 +275,10 @@ class Config(_Section):
 
         Raises :class:`kvtier.ConfigError`.
         """
-        return cls(**raw)
+        try:
+            return cls(**raw)
+        except (RecursionError, ValueError) as e:  # nested too deeply to look at, or with too many digits to show
+            raise ConfigError([ConfigProblem("configuration", f"cannot be taken apart: {e}")]) from e
 
     @classmethod
     def for_folder(cls, path: str | os.PathLike[str]) -> Config:
@@ -289,15 +293,17 @@ class Config(_Section):
         Raises :class:`kvtier.ConfigError`, also if the saved configuration is damaged.
         """
         saved = Path(path) / SAVED_FILE
+        if not saved.exists():
+            return cls.for_folder(path)
         try:
-            raw = json.loads(saved.read_bytes()) if saved.exists() else None
-            if raw is not None:
-                raw["store"]["path"] = path
+            with saved.open("rb") as file:
+                raw = json.loads(file.read(SAVED_BYTES_MAX))  # a longer one ends in the middle: that is no JSON
+            raw["store"]["path"] = path
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
             raise ConfigError(
                 [ConfigProblem(str(saved), f"cannot be read: {e}", "open with a file or a Config")]
             ) from e
-        return cls.for_folder(path) if raw is None else cls.from_dict(raw)
+        return cls.from_dict(raw)
 
     def to_json(self) -> str:
         """Everything that was set, as JSON that :meth:`from_dict` takes; folders inside the store's are relative."""
@@ -305,7 +311,8 @@ class Config(_Section):
         root = self.store.path
         for saved, tier in zip(raw.get("tier", ()), self.tier, strict=True):
             inside = root is not None and tier.path.is_relative_to(root)
-            saved["path"] = tier.path.relative_to(root) if root is not None and inside else tier.path
+            within = tier.path.relative_to(root) if root is not None and inside else tier.path
+            saved["path"] = tier.path if str(within).startswith("~") else within  # "~x" alone would be a home folder
             saved["bytes_max"] = tier.bytes_max
         return json.dumps(raw, default=str, indent=1)
 

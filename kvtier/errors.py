@@ -11,6 +11,7 @@
     │   ├── StoreLocked        another process (or object) has it open for writing
     │   ├── WrongKeys          its encryption keys were not given, are other ones, or are no keys
     │   ├── StoreUnwritable    the folder is read-only or not ours, and writing was asked for
+    │   ├── UnsafeFolder       other users could have written to it, or own it, or a link stands in for a file
     │   ├── StoreClosed        used after close()
     │   ├── ForkedStore        used in a child of fork(); spawn processes that use the store
     │   └── CorruptStore       damaged beyond automatic repair (the identity file itself)
@@ -42,6 +43,7 @@ __all__ = [
     "StoreLocked",
     "StoreUnwritable",
     "TierMissing",
+    "UnsafeFolder",
     "UnsupportedFormat",
     "WrongKeys",
 ]
@@ -98,6 +100,11 @@ class WrongKeys(StoreError):
 
 class StoreUnwritable(StoreError):
     """The folder cannot be written; open with ``read_only=True`` to read what is there."""
+
+
+class UnsafeFolder(StoreError):
+    """A folder of the store, or a file in it, belongs to another user or could have been written by one, or is a
+    symbolic link where there should be none. Nothing of it was read or changed."""
 
 
 class StoreClosed(StoreError):

@@ -32,7 +32,8 @@ class BlockQuarantined(Event):
 
 @dataclass(frozen=True, slots=True)
 class WriteFailed(Event):
-    """A group of blocks could not be made durable; they remain misses after a restart."""
+    """A group of blocks could not be made durable; they remain misses after a restart. Not sent for what is lost
+    while the tier is suspended: ``stats()`` counts it."""
 
     tier: str
     blocks: int
@@ -71,6 +72,15 @@ class Recovered(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RebuildProgress(Event):
+    """An index is being made anew: how far it is with a tier. Each segment counts twice, as it is walked twice."""
+
+    tier: str
+    segments_done: int
+    segments_total: int
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentLost(Event):
     """A segment that the index knows is not in its tier's folder; its blocks are misses."""
 
@@ -78,7 +88,30 @@ class SegmentLost(Event):
     segment: int
 
 
+@dataclass(frozen=True, slots=True)
+class AccessNarrowed(Event):
+    """Other users could read a folder of the store, or files in it: now nobody but the owner can. ``modes``: how many
+    were changed."""
+
+    folder: str
+    modes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FolderExposed(Event):
+    """Every user can write to ``parent``, which has no sticky bit, and so put another folder in this one's place."""
+
+    folder: str
+    parent: str
+
+
 Listener = Callable[[Event], None]
+
+_LEVELS: dict[type[Event], int] = {
+    Recovered: logging.INFO,
+    RebuildProgress: logging.DEBUG,
+    TierResumed: logging.INFO,
+}
 
 
 class Signals:
@@ -100,8 +133,9 @@ class Signals:
     def get(self, name: str) -> int:
         return self._counts[name]
 
-    def emit(self, event: Event) -> None:
-        log.log(logging.INFO if isinstance(event, (Recovered, TierResumed)) else logging.WARNING, "%s", event)
+    def emit(self, event: Event, *, quiet: bool = False) -> None:
+        """Log it (``quiet``: only for debugging, as another event has just said so) and tell the listeners."""
+        log.log(logging.DEBUG if quiet else _LEVELS.get(type(event), logging.WARNING), "%s", event)
         for listener in self._listeners:
             try:
                 listener(event)

@@ -160,6 +160,20 @@ def replace_file(fs: FileSystem, path: str, data: bytes) -> None:
     fs.sync_dir(os.path.dirname(path))
 
 
+#: Descriptors of the locks held by this process. A forked child closes its copies: a lock lives as long as any of them.
+_locks: set[int] = set()
+
+
+def _drop_locks() -> None:
+    for fd in _locks:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_locks)
+
 _OPEN_ALWAYS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)  # os.open() adds O_CLOEXEC itself
 
 
@@ -311,6 +325,7 @@ class PortableFileSystem:
         except BaseException:
             os.close(fd)
             raise
+        _locks.add(fd)
         with contextlib.suppress(OSError):  # the pid only informs; a full disk must not keep the store shut
             os.ftruncate(fd, 0)
             os.write(fd, b"%d\n" % os.getpid())
@@ -320,6 +335,7 @@ class PortableFileSystem:
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
         _platform.unlock_file(fd)
+        _locks.discard(fd)
         os.close(fd)
 
     def lock_holder(self, path: str) -> int | None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import blake3
@@ -25,6 +25,7 @@ TIER_FILE = "TIER"
 IDENTITY_BYTES_MAX = 64 * 1024
 CONTENT_ID_BYTES = 16
 TIERS_MAX = 255
+STORE_ID_BYTES = 16
 SECRET_BYTES = 32
 
 
@@ -36,14 +37,14 @@ class Identity:
     """
 
     store_id: bytes
-    secret: bytes
+    secret: bytes = field(repr=False)
     engine: str
     tiers: tuple[str, ...] = ()
     sealed_secret: bytes | None = None
 
     @classmethod
     def new(cls, engine: str) -> Identity:
-        return cls(os.urandom(16), os.urandom(SECRET_BYTES), engine)
+        return cls(os.urandom(STORE_ID_BYTES), os.urandom(SECRET_BYTES), engine)
 
     def with_tiers(self, names: Iterable[str]) -> Identity:
         """This identity, knowing ``names`` too."""
@@ -95,6 +96,8 @@ def load_identity(fs: FileSystem, path: str, engine: str) -> Identity:
             tuple(str(name) for name in fields["tiers"]),
             bytes.fromhex(fields["sealed_secret"]) if is_encrypted else None,
         )
+        if len(identity.store_id) != STORE_ID_BYTES or len(identity.secret) != SECRET_BYTES * (not is_encrypted):
+            raise ValueError("its ids have other lengths than they should")
     except (KeyError, TypeError, ValueError) as e:
         raise CorruptStore(f"{path}: {e}") from e
     if identity.engine != engine:

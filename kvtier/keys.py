@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from kvtier.errors import WrongKeys
 
@@ -27,9 +26,14 @@ class Key(NamedTuple):
         return f"Key({self.key_id!r})"
 
 
-#: Called with a namespace (None: the store itself) and a key's id (None: the current one, for new data). Returns
-#: that key, or raises :class:`LookupError` if there is none such, or no longer. Any thread may call it.
-KeyProvider = Callable[[bytes | None, str | None], Key]
+class KeyProvider(Protocol):
+    """Gives keys; a function will do. Any thread may call it."""
+
+    def __call__(self, namespace: bytes | None, key_id: str | None, /) -> Key:
+        """The key of a namespace (None: of the store itself) by its id (None: the current one, for new data).
+
+        Raises :class:`LookupError` if there is none such, or no longer.
+        """
 
 
 def single_key(secret: bytes, key_id: str = "1") -> KeyProvider:

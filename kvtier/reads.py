@@ -9,6 +9,7 @@ from kvtier.blocks import BlockInfo, BlockState, Explanation, Hit, HitInto, Miss
 from kvtier.buffers import check_size, copy_across
 from kvtier.events import Signals
 from kvtier.front import Front, InMemory
+from kvtier.tally import Tally
 from kvtier.tiers.ram import RamBlock
 from kvtier.tiers.reading import Located, Wanted
 
@@ -22,6 +23,7 @@ class Reads:
         self._front = front
         self._back = back
         self._signals = signals
+        self.tally = Tally()
 
     def get(self, wanted: Wanted) -> Hit | Miss:
         found = self._front.find(wanted)
@@ -53,6 +55,7 @@ class Reads:
         if isinstance(read, MissReason):
             return self._miss(wanted, read)
         block, meta = read
+        self.tally.count(wanted.namespace, hit=True)
         return HitInto(wanted.key, size, meta, block.tier.name)
 
     def get_many(self, wanted: Sequence[Wanted], *, keep: bool) -> Iterator[Hit | Miss]:
@@ -109,13 +112,16 @@ class Reads:
     def _in_memory(self, wanted: Wanted, found: InMemory | None) -> Hit | Miss:
         if found is None or found.block is None:
             return self._miss(wanted, MissReason.ABSENT)
+        self.tally.count(wanted.namespace, hit=True)
         return Hit(wanted.key, found.block.buffers, found.block.meta, found.place)
 
     def _on_disk(self, located: Located, block: RamBlock | MissReason) -> Hit | Miss:
         if isinstance(block, MissReason):
             return self._miss(located.wanted, block)
+        self.tally.count(located.wanted.namespace, hit=True)
         return Hit(block.key, block.buffers, block.meta, located.tier.name)
 
     def _miss(self, wanted: Wanted, reason: MissReason) -> Miss:
         self._signals.count(f"miss:{reason.value}")
+        self.tally.count(wanted.namespace, hit=False)
         return Miss(wanted.key, reason)

@@ -8,6 +8,8 @@ from typing import Any
 
 from kvtier.events import Signals
 from kvtier.front import Front
+from kvtier.index.schema import NamespaceEntry
+from kvtier.tally import NAMESPACES_MAX, Tally, Uses
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.ladder import Ladder
 
@@ -72,8 +74,25 @@ class PrefetchStats:
 
 
 @dataclass(frozen=True)
+class NamespaceStats:
+    """One namespace. ``blocks`` on all disk tiers, and ``bytes_stored``, the lengths of their values as they were put:
+    that some share their bytes, or are compressed, is not taken off. Both are None if they are not known, which they
+    are again once the store is opened for writing."""
+
+    name: bytes
+    blocks: int | None
+    bytes_stored: int | None
+    hits: int
+    misses: int
+
+
+@dataclass(frozen=True)
 class StoreStats:
-    """Everything at one moment. ``misses`` by reason; ``counters`` holds the rest (evictions, demotions, ...)."""
+    """Everything at one moment. ``misses`` by reason; ``counters`` holds the rest (evictions, demotions, ...).
+
+    ``namespaces``: those that have blocks on disk, and those that were used since the store was opened, at most
+    1,024 of either.
+    """
 
     blocks: int
     puts: int
@@ -86,6 +105,7 @@ class StoreStats:
     quarantined: int
     pinned: int
     index_bytes: int
+    namespaces: tuple[NamespaceStats, ...]
     counters: Mapping[str, int]
 
     @property
@@ -102,6 +122,7 @@ class StoreStats:
         """Plain dicts and lists, for JSON."""
         return {
             **asdict(self),
+            "namespaces": [{**asdict(n), "name": n.name.decode("utf-8", "backslashreplace")} for n in self.namespaces],
             "misses": dict(self.misses),
             "counters": dict(self.counters),
             "bytes_written": self.bytes_written,
@@ -109,7 +130,7 @@ class StoreStats:
         }
 
 
-def stats_of(front: Front, ladder: Ladder | None, signals: Signals) -> StoreStats:
+def stats_of(front: Front, ladder: Ladder | None, signals: Signals, tally: Tally) -> StoreStats:
     """Gather the statistics of a store's halves."""
     counts = signals.counts()
     tiers = tuple(_tier_stats(t, ladder, counts) for t in ladder.tiers) if ladder else ()
@@ -137,7 +158,23 @@ def stats_of(front: Front, ladder: Ladder | None, signals: Signals) -> StoreStat
         quarantined=counts.pop("quarantined", 0),
         pinned=front.pinned,
         index_bytes=ladder.index_bytes if ladder else 0,
+        namespaces=_namespace_stats(ladder, tally),
         counters=counts,
+    )
+
+
+def _namespace_stats(ladder: Ladder | None, tally: Tally) -> tuple[NamespaceStats, ...]:
+    uses = tally.uses()
+    stored = ladder.namespaces(NAMESPACES_MAX) if ladder else {}
+    nothing = NamespaceEntry(0, 0)
+    return tuple(
+        NamespaceStats(
+            name,
+            None if stored is None else stored.get(name, nothing).blocks,
+            None if stored is None else stored.get(name, nothing).nbytes,
+            *uses.get(name, Uses()),
+        )
+        for name in sorted({*uses, *(stored or ())})
     )
 
 

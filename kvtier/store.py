@@ -81,7 +81,7 @@ class Store:
 
         ``source``: a :class:`kvtier.Config`, the path of a ``.toml`` file, or a folder (then with what it was
         last opened for writing with, or the defaults of :meth:`Config.for_folder` if it is new).
-        ``keys``: where encryption keys come from, called as :data:`kvtier.KeyProvider` says; needs the extra
+        ``keys``: where encryption keys come from, called as :class:`kvtier.KeyProvider` says; needs the extra
         ``crypto``. With it a new store is encrypted, and an encrypted one cannot be opened without it.
         ``listeners`` are called with each event. ``fs``, ``clock`` and ``background=False`` (no thread:
         ``flush`` and ``close`` do the work) are for tests.
@@ -348,7 +348,7 @@ class Store:
     def stats(self) -> StoreStats:
         """Counters and sizes at this moment."""
         self._check_open()
-        return stats_of(self._front, self._back.ladder if self._back else None, self._signals)
+        return stats_of(self._front, self._back.ladder if self._back else None, self._signals, self._reads.tally)
 
     def derive_key(self, purpose: bytes) -> bytes:
         """32 secret bytes that only this store gives for this purpose, for keyed hashes over prompts.

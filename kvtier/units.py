@@ -39,7 +39,7 @@ class Percent:
             raise BadValue(f"{self} is not a share of a disk", "more than 0% and at most 100%")
 
     def __str__(self) -> str:
-        return f"{self.value:g}%"
+        return f"{self.value:.9f}".rstrip("0").rstrip(".") + "%"  # as many digits as are read
 
     def of_disk(self, path: str | os.PathLike[str]) -> int:
         """This share, in bytes, of the file system that holds ``path`` (or will, once it is made).

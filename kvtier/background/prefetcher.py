@@ -15,7 +15,7 @@ from functools import partial
 from kvtier.background.read_ahead import Batch, Bounds, Outcome, ReadAhead, coalesce, size_of
 from kvtier.background.slabs import Slabs
 from kvtier.tiers.ram import RamBlock
-from kvtier.tiers.reading import DiskReader, Located, Raw, stored_bytes
+from kvtier.tiers.reading import DiskReader, Located, Raw
 
 _QUEUE_BLOCKS_MAX = 1 << 16
 _FIRST_BYTES_MAX = 1 << 20
@@ -68,7 +68,7 @@ class Prefetcher:
         return ReadAhead(batches, fetch, check, self._pool.submit, bounds).outcomes()
 
     def _fetch(self, batch: Batch, keep: bool) -> Raw:
-        return self._reader.fetch(batch, None if keep else self._slabs.take(stored_bytes(batch)))
+        return self._reader.fetch(batch, None if keep else self._slabs.take)
 
     def _check(self, raw: Raw, keep: bool, prefetched: bool = False) -> deque[Outcome]:
         outcomes = deque(self._reader.blocks(raw))

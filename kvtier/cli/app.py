@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from kvtier import __version__
-from kvtier.cli import config, stat
+from kvtier.cli import check, config, stat
 from kvtier.cli.output import fail
 from kvtier.errors import ConfigError, KvtierError
 
@@ -54,6 +54,9 @@ def _build(argv: Sequence[str]) -> typer.Typer:
     )
     app.callback()(_options)
     app.command("stat")(stat.stat)
+    app.command("verify")(check.verify_command)
+    app.command("repair")(check.repair_command)
+    app.command("rebuild-index")(check.rebuild_command)
     app.add_typer(config.app, name="config")
     listing = not argv or argv[0].startswith("-")
     for entry in sorted(entry_points(group=COMMANDS_GROUP)):

@@ -40,4 +40,5 @@ def _print_tree(title: str, stats: dict[str, Any]) -> None:
         elif isinstance(part, list | tuple):
             for number, item in enumerate(part):
                 facts = item if isinstance(item, dict) else {name: item}
-                _print_tree(f"{name} {facts.get('name', number)}", facts)
+                label = facts.get("name", number)
+                _print_tree(f"{name} (no name)" if label == "" else f"{name} {label}", facts)

@@ -9,11 +9,10 @@ Threads: any thread may read; one thread at a time writes (the store's backgroun
 
 from __future__ import annotations
 
-import os
-import struct
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import lmdb
@@ -21,6 +20,7 @@ import lmdb.verify
 
 from kvtier.errors import StoreClosed
 from kvtier.index import schema
+from kvtier.index.gate import Gate
 from kvtier.index.schema import (
     DEPARTURES_A_ROW,
     DEPARTURES_MAX,
@@ -28,17 +28,16 @@ from kvtier.index.schema import (
     ContentEntry,
     Departure,
     IndexDamaged,
+    NamespaceEntry,
     SegmentEntry,
 )
 
 ENGINE = "lmdb-0.9"
+LmdbError = lmdb.Error
 _READERS_MAX = 1024
 _COMPLETE = "complete"
 _DEPARTURES = "departures"
 _MAP_BYTES_MAX = 1 << 40
-_MAGIC = 0xBEEFC0DE
-#: The head of a meta page on 64-bit machines: magic, page size, last page, transaction.
-_META = struct.Struct("<16xI20xI92xQQ")
 
 
 class IndexUnusable(Exception):
@@ -139,6 +138,14 @@ class View:
         """How many departures are newer than the one in this place of the ring."""
         return (self.counter(_DEPARTURES) - 1 - place) % DEPARTURES_MAX
 
+    def damaged(self) -> int:
+        """How many entries of blocks, contents and segments do not pass their checksums."""
+        return sum(
+            _checked(schema.checked_body, key, value) is None
+            for db in (self._ix.blocks, self._ix.contents, self._ix.segments)
+            for key, value in self._txn.cursor(db=db)
+        )
+
     def counter(self, name: str) -> int:
         value = self._txn.get(name.encode(), db=self._ix.meta)
         return int.from_bytes(value, "little") if value else 0
@@ -146,6 +153,22 @@ class View:
     def is_complete(self) -> bool:
         """Whether the index was ever made to agree with the segments."""
         return bool(self.counter(_COMPLETE))
+
+    @property
+    def number(self) -> int:
+        """Of the commit that this sees, or that it will be."""
+        return int(self._txn.id())
+
+    def namespace(self, namespace: bytes) -> NamespaceEntry:
+        """What a namespace has. :class:`IndexDamaged` if its entry does not pass its checksum."""
+        key = schema.namespace_key(namespace)
+        value = self._txn.get(key, db=self._ix.namespaces)
+        return NamespaceEntry(0, 0) if value is None else schema.decode_namespace(key, value)
+
+    def namespaces(self, count_max: int) -> dict[bytes, NamespaceEntry]:
+        """The first that have blocks, short names first. :class:`IndexDamaged` as :meth:`namespace`."""
+        rows = islice(self._txn.cursor(db=self._ix.namespaces), count_max) if self._ix.namespaces else ()
+        return {schema.split_namespace_key(key): schema.decode_namespace(key, value) for key, value in rows}
 
     def count_blocks(self) -> int:
         return int(self._txn.stat(self._ix.blocks)["entries"])
@@ -158,8 +181,9 @@ class WriteTxn(View):
         key = schema.block_key(block_id)
         self._txn.put(key, schema.encode_block(key, entry), db=self._ix.blocks)
 
-    def del_block(self, block_id: int) -> None:
-        self._txn.delete(schema.block_key(block_id), db=self._ix.blocks)
+    def del_block(self, block_id: int) -> bool:
+        """Whether there was an entry."""
+        return bool(self._txn.delete(schema.block_key(block_id), db=self._ix.blocks))
 
     def put_content(self, tier_no: int, content_id: bytes, entry: ContentEntry) -> None:
         key = schema.content_key(tier_no, content_id)
@@ -196,6 +220,17 @@ class WriteTxn(View):
         row = None if value is None else _checked(schema.decode_row, key, value)
         return schema.empty_row() if row is None else bytearray(row)
 
+    def put_namespace(self, namespace: bytes, entry: NamespaceEntry) -> None:
+        """An entry without blocks is removed."""
+        key = schema.namespace_key(namespace)
+        if entry.blocks:
+            self._txn.put(key, schema.encode_namespace(key, entry), db=self._ix.namespaces)
+        else:
+            self._txn.delete(key, db=self._ix.namespaces)
+
+    def clear_namespaces(self) -> None:
+        self._txn.drop(self._ix.namespaces, delete=False)
+
     def set_counter(self, name: str, value: int) -> None:
         self._txn.put(name.encode(), value.to_bytes(8, "little"), db=self._ix.meta)
 
@@ -205,7 +240,8 @@ class WriteTxn(View):
 
     def clear(self) -> None:
         """Forget everything."""
-        for db in (self._ix.blocks, self._ix.contents, self._ix.segments, self._ix.departures, self._ix.meta):
+        ix = self._ix
+        for db in (ix.blocks, ix.contents, ix.segments, ix.departures, ix.namespaces, ix.meta):
             self._txn.drop(db, delete=False)
 
 
@@ -216,42 +252,6 @@ def _checked(decode: Any, key: bytes, value: bytes) -> Any:
         return None
 
 
-class _Gate:
-    """Lets reads through, and keeps them out while the map is moved."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._inside = 0
-        self._is_closed = False
-
-    def enter(self) -> None:
-        with self._changed:
-            while self._is_closed:
-                self._changed.wait()
-            self._inside += 1
-
-    def leave(self) -> None:
-        with self._changed:
-            self._inside -= 1
-            if self._is_closed:
-                self._changed.notify_all()
-
-    @contextmanager
-    def closed(self) -> Iterator[None]:
-        with self._changed:
-            while self._is_closed:  # one at a time
-                self._changed.wait()
-            self._is_closed = True
-            while self._inside:
-                self._changed.wait()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._is_closed = False
-                self._changed.notify_all()
-
-
 class LmdbIndex:
     """The open LMDB environment of one store."""
 
@@ -259,41 +259,45 @@ class LmdbIndex:
         """Open (creating if needed and not ``read_only``). Raises :class:`IndexUnusable`, :class:`IndexBusy`."""
         if lmdb.version()[0] != 0:
             raise IndexUnusable(f"py-lmdb runs engine {lmdb.version()}, not 0.9.x", is_damaged=False)
-        self._gate = _Gate()
+        self._gate = Gate()
         self._read_only = read_only
-        self._is_closed = False
+        self._is_closed = self._is_dead = False
+        self._folder, self._map_bytes = folder, map_bytes
         self._env: Any = None
         try:
-            self._env = lmdb.open(
-                folder,
-                map_size=map_bytes,
-                max_dbs=5,
-                max_readers=_READERS_MAX,
-                metasync=False,
-                mode=0o600,
-                readonly=read_only,
-                create=not read_only,
-                lock=lock,
-                max_spare_txns=32,
-                meminit=True,  # else unused parts of pages take to the disk what memory held before
-            )
-            if lock:
-                self._env.reader_check()
-            self.blocks = self._db("blocks", read_only)
-            self.contents = self._db("contents", read_only)
-            self.segments = self._db("segments", read_only)
-            self.meta = self._db("meta", read_only)
-            self.departures: Any = None
-            with suppress(lmdb.NotFoundError):  # only if read only: the store's last writer did not know it yet
-                self.departures = self._db("departures", read_only)
+            self._open(lock)
         except lmdb.Error as e:
             if self._env is not None:
                 self._env.close()
             kind = IndexBusy if "already open" in str(e) else IndexUnusable
             raise kind(str(e), is_damaged=isinstance(e, _DAMAGE)) from e
 
-    def _db(self, name: str, read_only: bool) -> Any:
-        return self._env.open_db(name.encode(), create=not read_only)
+    def _open(self, lock: bool) -> None:
+        self._env = lmdb.open(
+            self._folder,
+            map_size=self._map_bytes,
+            max_dbs=6,
+            max_readers=_READERS_MAX,
+            metasync=False,
+            mode=0o600,
+            readonly=self._read_only,
+            create=not self._read_only,
+            lock=lock,
+            max_spare_txns=32,
+            meminit=True,  # else unused parts of pages take to the disk what memory held before
+        )
+        if lock:
+            self._env.reader_check()
+        db = partial(self._env.open_db, create=not self._read_only)
+        self.blocks = db(b"blocks")
+        self.contents = db(b"contents")
+        self.segments = db(b"segments")
+        self.meta = db(b"meta")
+        self.departures: Any = None
+        self.namespaces: Any = None
+        with suppress(lmdb.NotFoundError):  # only if read only: the store's last writer did not know them yet
+            self.departures = db(b"departures")
+            self.namespaces = db(b"namespaces")
 
     @contextmanager
     def read(self) -> Iterator[View]:
@@ -337,18 +341,38 @@ class LmdbIndex:
                 self._env.set_mapsize(size)
         except lmdb.Error:
             return False
+        self._map_bytes = size
         return True
 
     @contextmanager
     def write(self) -> Iterator[WriteTxn]:
-        """Commit on leaving the block, durably; roll back on an exception. :class:`IndexFull` if the map is full."""
+        """Commit on leaving the block, durably; roll back on an exception. Not inside ``read``. :class:`IndexFull` if
+        the map is full, :class:`OSError` if the disk fails."""
         try:
+            if self._is_dead:
+                self._revive()
+            self._env.reader_check()  # one that was killed would keep old pages from being used again
             with self._env.begin(write=True) as txn:
                 yield WriteTxn(self, txn)
         except (lmdb.MapFullError, lmdb.TxnFullError) as e:
             raise IndexFull(str(e)) from e
         except lmdb.Error as e:
+            with suppress(lmdb.Error):
+                self._revive()
             raise OSError(f"index: {e}") from e
+
+    def _revive(self) -> None:
+        """After an error in the middle of a commit LMDB refuses everything until it is opened anew. Only the writing
+        thread may do that: the commit must have returned."""
+        if not self._is_dead:
+            with suppress(lmdb.Error):
+                self._env.begin().abort()
+                return
+        self._is_dead = True  # until it is open: the next write tries again
+        with self._gate.closed():
+            self._env.close()
+            self._open(lock=True)
+        self._is_dead = False
 
     def disk_bytes(self) -> int:
         """Bytes of the map in use (pages handed out so far)."""
@@ -366,20 +390,6 @@ class LmdbIndex:
                     self._env.sync(True)
             self._env.close()
             self._is_closed = True
-
-
-def looks_cut(folder: str) -> bool:
-    """Whether the file is shorter than its own head says: mapped, it could end this process with a signal."""
-    try:
-        with open(os.path.join(folder, "data.mdb"), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(_META.size)
-            page_bytes = _META.unpack(head)[1] if len(head) == _META.size else 0
-            file.seek(page_bytes)
-            metas = [_META.unpack(m) for m in (head, file.read(_META.size)) if len(m) == _META.size]
-    except OSError:
-        return False  # opening it will say why
-    return any(magic == _MAGIC and size < (last + 1) * page for magic, page, last, _ in metas)
 
 
 def is_sound(folder: str) -> bool:

@@ -15,6 +15,7 @@ import xxhash
 _BLOCK = struct.Struct("<QQQQQQBB16sBBHB")
 _CONTENT = struct.Struct("<QQHQQB16sI")
 _SEGMENT = struct.Struct("<QQB")
+_NAMESPACE = struct.Struct("<QQ")
 _DEPARTURE = struct.Struct("<QIBB")
 _SUM = struct.Struct("<I")
 
@@ -75,6 +76,13 @@ class SegmentEntry(NamedTuple):
     sealed: bool
 
 
+class NamespaceEntry(NamedTuple):
+    """``namespaces``: the blocks of a namespace on all tiers, and the sum of the lengths of their values."""
+
+    blocks: int
+    nbytes: int
+
+
 class Reason(IntEnum):
     """Why a block left, or did not come."""
 
@@ -111,6 +119,14 @@ def split_segment_key(key: bytes) -> tuple[int, int]:
     return key[0], int.from_bytes(key[1:], "big")
 
 
+def namespace_key(namespace: bytes) -> bytes:
+    return bytes((len(namespace),)) + namespace
+
+
+def split_namespace_key(key: bytes) -> bytes:
+    return key[1:]
+
+
 def row_key(row_no: int) -> bytes:
     return row_no.to_bytes(2, "big")
 
@@ -126,12 +142,14 @@ def encode_block(key: bytes, e: BlockEntry) -> bytes:
 
 
 def decode_block(key: bytes, value: bytes) -> BlockEntry:
-    body = _opened(key, value)
+    body = checked_body(key, value)
+    _check_length(body[: _BLOCK.size], _BLOCK.size)
     clock, seq, parent_id, segment_no, offset, record_len, *rest = _BLOCK.unpack_from(body)
     tier_no, kind, content_id, ns_len, key_len, meta_len, buffers = rest
     ns_at = _BLOCK.size
     key_at, meta_at = ns_at + ns_len, ns_at + ns_len + key_len
     lengths_at = meta_at + meta_len
+    _check_length(body, lengths_at + 8 * buffers)
     lengths = struct.unpack_from(f"<{buffers}Q", body, lengths_at)
     names = body[ns_at:key_at], body[key_at:meta_at], body[meta_at:lengths_at]
     place = segment_no, offset, record_len, tier_no
@@ -143,7 +161,7 @@ def encode_content(key: bytes, e: ContentEntry) -> bytes:
 
 
 def decode_content(key: bytes, value: bytes) -> ContentEntry:
-    return ContentEntry(*_CONTENT.unpack(_opened(key, value)))
+    return ContentEntry(*_CONTENT.unpack(checked_body(key, value, _CONTENT.size)))
 
 
 def encode_segment(key: bytes, e: SegmentEntry) -> bytes:
@@ -151,8 +169,16 @@ def encode_segment(key: bytes, e: SegmentEntry) -> bytes:
 
 
 def decode_segment(key: bytes, value: bytes) -> SegmentEntry:
-    committed, live, sealed = _SEGMENT.unpack(_opened(key, value))
+    committed, live, sealed = _SEGMENT.unpack(checked_body(key, value, _SEGMENT.size))
     return SegmentEntry(committed, live, bool(sealed))
+
+
+def encode_namespace(key: bytes, e: NamespaceEntry) -> bytes:
+    return _sealed(key, _NAMESPACE.pack(*e))
+
+
+def decode_namespace(key: bytes, value: bytes) -> NamespaceEntry:
+    return NamespaceEntry(*_NAMESPACE.unpack(checked_body(key, value, _NAMESPACE.size)))
 
 
 def empty_row() -> bytearray:
@@ -177,15 +203,23 @@ def encode_row(key: bytes, row: bytes | bytearray) -> bytes:
 
 
 def decode_row(key: bytes, value: bytes) -> bytes:
-    return _opened(key, value)
+    return checked_body(key, value, _DEPARTURE.size * DEPARTURES_A_ROW)
 
 
 def _sealed(key: bytes, body: bytes) -> bytes:
     return body + _SUM.pack(xxhash.xxh32_intdigest(key + body))
 
 
-def _opened(key: bytes, value: bytes) -> bytes:
+def checked_body(key: bytes, value: bytes, length: int | None = None) -> bytes:
+    """An entry's value without its checksum, of ``length`` if that is known. Raises :class:`IndexDamaged`."""
     body = value[:-4]
     if len(value) < 4 or _SUM.unpack(value[-4:])[0] != xxhash.xxh32_intdigest(key + body):
         raise IndexDamaged(f"index entry {key.hex()} does not pass its checksum")
+    if length is not None:
+        _check_length(body, length)
     return body
+
+
+def _check_length(body: bytes, length: int) -> None:
+    if len(body) != length:
+        raise IndexDamaged(f"an index entry of {len(body)} bytes should have {length}")

@@ -15,6 +15,7 @@ from kvtier.index.lmdb_index import WriteTxn
 from kvtier.index.schema import NO_TIER, BlockEntry, ContentEntry, Departure, IndexDamaged, Reason, SegmentEntry
 from kvtier.segment.format import RECORD_HEADER_BYTES, RecordKind, RecordState
 from kvtier.segment.writer import Written
+from kvtier.tiers.census import Census
 from kvtier.tiers.disk import Freed
 
 SegmentId = tuple[int, int]  # tier number, segment number
@@ -31,6 +32,7 @@ class Change:
         self.live: Counter[SegmentId] = Counter()
         self.result: dict[SegmentId, SegmentEntry] = {}
         self.dropped: list[SegmentId] = []
+        self.census = Census(txn)
         self.keep: set[SegmentId] = set()  # not to be sealed or dropped by this change
 
     def link(self, block_id: int, tier_no: int, clock: int, written: Written) -> bool:
@@ -50,6 +52,7 @@ class Change:
         self.hold(tier_no, head.content_id)
         self.unlink(block_id)
         self.txn.put_block(block_id, _block_of(tier_no, clock, written, owns))
+        self.census.add(head.namespace, 1, head.raw_len)
         if not owns:
             self.live[tier_no, written.segment_no] += head.record_len
         return True
@@ -98,9 +101,11 @@ class Change:
         """Let ``block_id`` mean nothing; what no other block needs is freed."""
         entry = self.txn.block(block_id)
         if entry is None:
-            self.txn.del_block(block_id)  # a damaged entry, if any
+            if self.txn.del_block(block_id):  # a damaged entry: whose it was is not known
+                self.census.is_exact = False
             return None
         self.txn.del_block(block_id)
+        self.census.add(entry.namespace, -1, -entry.nbytes)
         content = self.txn.content(entry.tier_no, entry.content_id)
         own_is_content = entry.kind == RecordKind.BLOCK
         self.release(entry.tier_no, entry.content_id)
@@ -143,7 +148,9 @@ class Change:
         self.txn.del_segment(tier_no, segment_no)
 
     def finish(self, committed: Mapping[SegmentId, int], active: set[SegmentId]) -> None:
-        """Write the segment entries: lengths that are durable now, live bytes; drop sealed ones that are dead."""
+        """Write the segment entries: lengths that are durable now, live bytes; drop sealed ones that are dead. And what
+        each namespace has."""
+        self.census.save()
         for segment_id in {*self.live, *committed}:
             try:
                 old = self.txn.segment(*segment_id) or SegmentEntry(0, 0, False)

@@ -59,19 +59,19 @@ class Copier:
         self, block_id: int, entry: BlockEntry, content: ContentEntry, source: DiskTier, target: DiskTier
     ) -> Draft | None:
         """A block's record for ``target``, its payload read from ``source``, checked and encoded for there."""
-        stored = memoryview(bytearray(content.stored_len))
         extent = extent_of(content, entry.content_id)
-        head = source.check(source.fetch([(extent, [stored])]))[0]
-        if isinstance(head, FormatError):
-            self._signals.count("corrupt_on_move")
-            return None
         try:
+            source.check_lengths(extent, entry.nbytes)
+            stored = memoryview(bytearray(content.stored_len))
+            head = source.check(source.fetch([(extent, [stored])]))[0]
+            if isinstance(head, FormatError):
+                raise head
             encoded = source.decrypt(head, extent, stored)
             codec_id, payload = self._for_target(entry, plain_codec(content.codec), encoded, target)
         except KeyMissing:
             self._signals.count("key_missing")
             return None
-        except (DecryptError, codec.CodecError):
+        except (DecryptError, FormatError, codec.CodecError):
             self._signals.count("corrupt_on_move")
             return None
         return payload_draft(entry, codec_id, payload, target.vault)

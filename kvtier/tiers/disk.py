@@ -5,6 +5,7 @@ Threads: ``read`` from any thread; everything else from the store's background w
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from kvtier.clock import Clock
 from kvtier.events import Signals, TierResumed, TierSuspended
 from kvtier.fs import FileSystem
+from kvtier.identity import TIER_FILE
 from kvtier.policy.base import CompactionPolicy, EvictionPolicy, PromotionPolicy, SegmentFacts
 from kvtier.segment.format import (
     SEGMENT_HEADER_BYTES,
@@ -21,13 +23,13 @@ from kvtier.segment.format import (
     RecordState,
     align_up,
 )
+from kvtier.segment.names import segment_name, segment_numbers
 from kvtier.segment.reader import Extent, Fetched, SegmentFiles, check_records, fetch_records
 from kvtier.segment.writer import Draft, SegmentWriter, Written
 from kvtier.vault import Vault
 
 PAGE = 4096
 _RETRY_S_FIRST, _RETRY_S_MAX = 1.0, 60.0
-_SUFFIX = ".seg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class TierSetup:
 
 @dataclass(slots=True)
 class _Health:
+    since: float = 0.0
     retry_at: float = 0.0
     wait_s: float = 0.0
     last_error: str = ""
@@ -107,12 +110,11 @@ class DiskTier:
     # -- what is there ------------------------------------------------------------------------------
 
     def path_of(self, segment_no: int) -> str:
-        return os.path.join(self.setup.folder, f"{segment_no:08d}{_SUFFIX}")
+        return os.path.join(self.setup.folder, segment_name(segment_no))
 
     def list_segments(self) -> list[int]:
         """Numbers of the segment files in the folder; other names are ignored."""
-        names = (n.removesuffix(_SUFFIX) for n in self._fs.list_dir(self.setup.folder) if n.endswith(_SUFFIX))
-        return sorted(int(n) for n in names if n.isdecimal())
+        return segment_numbers(self._fs.list_dir(self.setup.folder))
 
     @property
     def disk_bytes(self) -> int:
@@ -146,7 +148,7 @@ class DiskTier:
 
     def is_suspended(self) -> bool:
         """Whether an error made the tier refuse writes for now."""
-        return self._clock.monotonic() < self.health.retry_at
+        return self.health.since <= self._clock.monotonic() < self.health.retry_at  # a clock that jumps ends it
 
     def space_for(self, drafts: Sequence[Draft]) -> int:
         """The most that appending ``drafts`` can add to ``disk_bytes``."""
@@ -178,6 +180,8 @@ class DiskTier:
         if not group:
             return []
         if self._writer is None:
+            if not self.is_there():
+                raise FileNotFoundError(errno.ENOENT, "the tier's folder is not there", self.setup.folder)
             number = self.next_segment_no
             self.next_segment_no += 1
             self._writer = SegmentWriter.create(
@@ -220,9 +224,6 @@ class DiskTier:
             if writer is not self._writer:
                 writer.close()
         self._dirty.clear()
-        if self.health.retry_at:
-            self.health = _Health(last_error=self.health.last_error, errors=self.health.errors)
-            self._signals.emit(TierResumed(self.name))
 
     def leave(self) -> set[int]:
         """Stop appending to the current segment and to those appended to since the last commit; returns the latter.
@@ -256,19 +257,27 @@ class DiskTier:
         except OSError:
             self._signals.count("reclaim_errors")
 
-    def suspend(self, error: BaseException) -> None:
-        """After a failed write: refuse writes for a while.
+    def suspend(self, error: BaseException) -> bool:
+        """After a failed write: refuse writes for a while; whether this is news.
 
         A failed sync is never retried: the kernel may have dropped the pages and say yes the next time.
         """
         health = self.health
         first = not health.retry_at
         health.wait_s = min(_RETRY_S_MAX, health.wait_s * 2 or _RETRY_S_FIRST)
-        health.retry_at = self._clock.monotonic() + health.wait_s
+        health.since = self._clock.monotonic()
+        health.retry_at = health.since + health.wait_s
         health.last_error = str(error)
         health.errors += 1
         if first:
             self._signals.emit(TierSuspended(self.name, str(error)))
+        return first
+
+    def recovered(self) -> None:
+        """A write succeeded, index commit included."""
+        if self.health.retry_at:
+            self.health = _Health(last_error=self.health.last_error, errors=self.health.errors)
+            self._signals.emit(TierResumed(self.name))
 
     # -- giving space back --------------------------------------------------------------------------
 
@@ -326,6 +335,19 @@ class DiskTier:
         with self._files.lease(wanted[0][0].segment_no) as fd:
             return fetch_records(self._fs, fd, wanted)
 
+    def check_lengths(self, extent: Extent, nbytes: int) -> None:
+        """Whether its segment can hold what the index says of a record, and that can be ``nbytes`` once decoded: asked
+        before memory is made for it. Raises :class:`FormatError`; :class:`OSError` if the segment cannot be opened."""
+        known = self.segments.get(extent.segment_no)
+        length = known.length if known is not None else 0
+        if extent.end > length:  # it came, or grew, in another process
+            with self._files.lease(extent.segment_no) as fd:
+                length = self._fs.size(fd)
+        if extent.end > length:
+            raise FormatError("the segment ends inside the record")
+        if nbytes > max(length, self.setup.segment_bytes):
+            raise FormatError("the block is longer than a segment")
+
     def check(self, fetched: Fetched) -> list[RecordHead | FormatError]:
         """For each record: its head, or why its bytes must not be used."""
         return check_records(fetched, self._store_id, self.tier_no)
@@ -341,12 +363,9 @@ class DiskTier:
             self.condemned.add(place)
 
     def is_there(self) -> bool:
-        """Whether the tier's folder can be listed (so that a missing file means a lost segment)."""
-        try:
-            self._fs.list_dir(self.setup.folder)
-        except OSError:
-            return False
-        return True
+        """Whether the tier's folder is the one with its label, not gone and not the empty place where its disk was
+        mounted (so that a missing file means a lost segment)."""
+        return self._fs.exists(os.path.join(self.setup.folder, TIER_FILE))
 
     def reset_policy(self) -> None:
         """Forget what the eviction policy knows; it is told anew from the index when next needed."""

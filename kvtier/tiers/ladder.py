@@ -10,17 +10,18 @@ Threads: the store's background worker only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 
 from kvtier import codec
 from kvtier.blocks import Buffer
 from kvtier.events import BlockQuarantined, Signals
 from kvtier.index.lmdb_index import LmdbIndex, View
-from kvtier.index.schema import BlockEntry, IndexDamaged, Reason
+from kvtier.index.schema import BlockEntry, IndexDamaged, NamespaceEntry, Reason
 from kvtier.policy.base import NO_PARENT, EvictionPolicy
 from kvtier.segment.format import RecordKind
 from kvtier.segment.writer import Draft, Written
+from kvtier.tiers.census import read_census
 from kvtier.tiers.copier import Copier
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.drafts import NewBlock, head_of, payload_draft
@@ -70,9 +71,19 @@ class Ladder:
             return [b for b in block_ids if view.block(b) is not None]
 
     def count_blocks(self) -> int:
-        """Blocks on all disk tiers."""
-        with self._index.read() as view:
-            return view.count_blocks()
+        """Blocks on all disk tiers; 0 while the index cannot be read."""
+        try:
+            with self._index.read() as view:
+                return view.count_blocks()
+        except OSError:
+            return 0
+
+    def namespaces(self, count_max: int) -> dict[bytes, NamespaceEntry] | None:
+        """What the first namespaces have on all disk tiers; None if it is not known."""
+        try:
+            return read_census(self._index, count_max)
+        except OSError:
+            return None
 
     # -- writing ------------------------------------------------------------------------------------
 
@@ -146,13 +157,21 @@ class Ladder:
         if not drafts:
             return []
         self._check_health(tier)
-        try:
+        with self._writing(tier):
             return tier.append(drafts)
+
+    @contextmanager
+    def _writing(self, tier: DiskTier) -> Iterator[None]:
+        """Inside, something is appended to the tier or committed. If that fails none of it happened, and an
+        :class:`OSError` suspends the tier; one that was suspended and fails again is no news: :class:`Suspended`."""
+        try:
+            yield
         except Exception as e:
-            if isinstance(e, OSError):
-                tier.suspend(e)
+            is_news = tier.suspend(e) if isinstance(e, OSError) else True
             self._abandon(tier)
-            raise
+            if is_news:
+                raise
+            raise Suspended(f"tier {tier.name} still fails: {e}") from e
 
     def _check_health(self, tier: DiskTier) -> None:
         if tier.is_suspended():
@@ -170,15 +189,14 @@ class Ladder:
         If it fails, none of it happened: a later recovery finds no trace of what was appended.
         """
         shared = {r.head.content_id for r in written if r.head.kind is RecordKind.REFERENCE}
-        try:
-            with self.ledger.change() as change, change.holding(tier.tier_no, shared):
-                for block_id in deletes:
-                    self.ledger.unlink(change, block_id, Reason.DELETED)
-                pairs = zip(drafts, written, strict=True)
-                return {b for (b, _), record in pairs if self.ledger.link(change, tier, b, record)}
-        except Exception:
-            self._abandon(tier)
-            raise
+        with self._writing(tier), self.ledger.change() as change, change.holding(tier.tier_no, shared):
+            for block_id in deletes:
+                self.ledger.unlink(change, block_id, Reason.DELETED)
+            pairs = zip(drafts, written, strict=True)
+            arrived = {b for (b, _), record in pairs if self.ledger.link(change, tier, b, record)}
+        if written:
+            tier.recovered()
+        return arrived
 
     def _abandon(self, tier: DiskTier) -> None:
         """Give up what was appended since the last commit: no index names it. Such segments are never appended to
@@ -224,6 +242,12 @@ class Ladder:
         parents = {d.head.parent_id for _, d in drafts} if tier is self.tiers[-1] else set()
         with _held(tier.policy, parents):
             self._evict_for(tier, self._need(tier, drafts))
+
+    def keep_caps(self) -> None:
+        """Evict where a tier is above its cap, as far as can be."""
+        for tier in self.tiers:
+            with suppress(OSError, NoRoom):
+                self._evict_for(tier, 0)
 
     def _evict_for(self, tier: DiskTier, need: int) -> None:
         while (over := self.used_bytes(tier) + need - tier.setup.bytes_max) > 0:

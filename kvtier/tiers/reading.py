@@ -26,6 +26,7 @@ from kvtier.tiers.ram import RamBlock
 from kvtier.vault import DecryptError, KeyMissing
 
 _TRIES = 4
+_NOTHING = memoryview(b"")
 _DOUBTS = (FormatError, OSError, codec.CodecError, DecryptError)
 
 
@@ -61,9 +62,11 @@ class Raw(NamedTuple):
 
     batch: Sequence[Located]
     stored: list[memoryview]
-    fetched: Fetched | OSError
+    fetched: Fetched | OSError | FormatError
 
 
+#: Gives so many bytes of memory.
+Memory = Callable[[int], memoryview]
 #: Told of damage: the block, and the reason. Must not block.
 DamageListener = Callable[[Located, str], None]
 
@@ -116,35 +119,43 @@ class DiskReader:
 
     # -- reading ------------------------------------------------------------------------------------
 
-    def fetch(self, batch: Sequence[Located], into: memoryview | None = None) -> Raw:
+    def fetch(self, batch: Sequence[Located], memory: Memory | None = None) -> Raw:
         """Read blocks that stand in one segment, in offset order, with one read call; :meth:`blocks` checks them.
 
-        ``into``: where to put them, one behind the other (of :func:`stored_bytes`); else each gets its own memory.
+        ``memory`` gives the bytes for all of them, which then lie one behind the other; else each gets its own.
         """
-        if into is None:
-            stored = [memoryview(bytearray(b.content.stored_len)) for b in batch]
-        else:
-            stored = list(split(into, [b.content.stored_len for b in batch]))
         try:
+            for block in batch:
+                block.tier.check_lengths(block.extent, block.entry.nbytes)
+            lengths = [b.content.stored_len for b in batch]
+            stored = list(map(new_memory, lengths)) if memory is None else list(split(memory(sum(lengths)), lengths))
             fetched = batch[0].tier.fetch([(b.extent, [s]) for b, s in zip(batch, stored, strict=True)])
-        except OSError as e:
-            return Raw(batch, stored, e)
+        except (OSError, FormatError) as e:
+            return Raw(batch, [], e)
         return Raw(batch, stored, fetched)
 
     def blocks(self, raw: Raw) -> list[RamBlock | MissReason]:
         """What was read, checked and decoded; what does not pass is looked up again."""
         batch, stored, fetched = raw
-        if isinstance(fetched, OSError):
+        if isinstance(fetched, Exception):
             if len(batch) > 1:  # one bad sector must not cost its neighbours
                 return [self.read_one(b) for b in batch]
-            return [self._block(batch[0], stored[0], fetched, _TRIES)]
+            return [self._block(batch[0], _NOTHING, fetched, _TRIES)]
         heads = batch[0].tier.check(fetched)
         return [self._block(b, s, h, _TRIES) for b, s, h in zip(batch, stored, heads, strict=True)]
 
     def read_one(self, located: Located, tries: int = _TRIES) -> RamBlock | MissReason:
         """Read one block."""
-        stored = memoryview(bytearray(located.content.stored_len))
+        try:
+            stored = self._memory(located)
+        except (OSError, FormatError) as e:
+            return self._block(located, _NOTHING, e, tries)
         return self._block(located, stored, self._try(located, [stored]), tries)
+
+    def _memory(self, located: Located) -> memoryview:
+        """For a block as it is stored. Raises :class:`FormatError`, or :class:`OSError`, if there can be none."""
+        located.tier.check_lengths(located.extent, located.entry.nbytes)
+        return new_memory(located.content.stored_len)
 
     def read_into(self, located: Located, targets: Sequence[memoryview]) -> tuple[Located, bytes] | MissReason:
         """Read a block into the caller's views, whose sizes sum to the block's; the block as it was read, and its
@@ -175,7 +186,7 @@ class DiskReader:
     def _fill(self, located: Located, targets: Sequence[memoryview]) -> None:
         """Fill the targets with a block's bytes. Raises one of the ``_DOUBTS``, or :class:`KeyMissing`."""
         raw = located.content.codec == codec.NONE
-        stored = list(targets) if raw else [memoryview(bytearray(located.content.stored_len))]
+        stored = list(targets) if raw else [self._memory(located)]
         head = self._try(located, stored)
         if not isinstance(head, RecordHead):
             raise head
@@ -232,9 +243,8 @@ class DiskReader:
         self._signals.count(f"bytes_read:{located.tier.name}", located.content.head_len + located.content.stored_len)
 
 
-def stored_bytes(batch: Sequence[Located]) -> int:
-    """The memory that reading these blocks needs."""
-    return sum(b.content.stored_len for b in batch)
+def new_memory(nbytes: int) -> memoryview:
+    return memoryview(bytearray(nbytes))
 
 
 def _decoded(located: Located, head: RecordHead, stored: memoryview) -> RamBlock:
@@ -242,7 +252,7 @@ def _decoded(located: Located, head: RecordHead, stored: memoryview) -> RamBlock
     meta = located.tier.vault.decrypt_meta(located.entry)
     value = located.tier.decrypt(head, located.extent, stored)
     if (codec_id := plain_codec(head.codec)) != codec.NONE:
-        encoded, value = value, memoryview(bytearray(located.entry.nbytes))
+        encoded, value = value, new_memory(located.entry.nbytes)
         codec.decode_into(codec_id, encoded, [value])
     if value.nbytes != located.entry.nbytes:
         raise codec.CodecError("the content has another length than the block")

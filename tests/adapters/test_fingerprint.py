@@ -75,6 +75,12 @@ def test_the_digest_is_stable_across_versions() -> None:
     assert Fingerprint.from_json(PRINT.to_json()) == PRINT
 
 
+@pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b"5", b"[" * 5000])
+def test_what_is_no_fingerprint_is_refused(text: bytes) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Fingerprint.from_json(text)
+
+
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The bytes of each file that was hashed, in order."""
@@ -143,7 +149,7 @@ def test_the_catalogue_remembers_the_others(store: Store) -> None:
 
 
 def test_a_catalogue_of_another_version_is_replaced(store: Store) -> None:
-    for other in (b"not json", b'[{"model": "x"}]', b"[1]", b"{}"):
+    for other in (b"not json", b'[{"model": "x"}]', b"[1]", b"{}", b"[" * 5000):
         store.put(b"catalogue", other, namespace=NAMESPACE)
         assert remember(PRINT, store) == []
         assert remember(PRINT, store) == []

@@ -1,8 +1,4 @@
-"""Many threads, and readers in another process, while blocks are replaced, evicted, moved and deleted.
-
-Every value follows from its key and version to its last byte, so that a wrong, old or torn one shows. The
-work is bounded by counts, not by time.
-"""
+"""Many threads, and readers in another process, while blocks are replaced, evicted, moved and deleted."""
 
 from __future__ import annotations
 
@@ -10,120 +6,18 @@ import random
 import subprocess
 import sys
 import threading
-import zlib
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from kvtier import Config, Hit, HitInto, Miss, MissReason, Store, StoreClosed
+from kvtier import Hit, HitInto, Store, StoreClosed
 from kvtier.fs import OsFileSystem, PortableFileSystem
-from tests.stores import KIB, MIB, config, names, noise, tier, value_of
+from tests.concurrency.mixture import KEYS, SIZES, Versions, small, version_of, work
+from tests.stores import MIB, config, noise, value_of
 
 THREADS = 16
-KEYS = names(60)
-#: Each key's values have one size, so that ``get_into`` can be used whatever the version.
-SIZES = {key: 300 + 997 * i for i, key in enumerate(KEYS)}
-_POOL = noise("pool", MIB + 64 * KIB)
-
-
-def value(key: bytes, version: int) -> bytes:
-    stamp = b"%s/%010d|" % (key, version)
-    at = zlib.crc32(stamp) % MIB
-    return stamp + _POOL[at : at + SIZES[key] - len(stamp)]
-
-
-def version_of(key: bytes, got: bytes, meta: bytes) -> int:
-    """The version; fails unless every byte and the metadata are of that version of that key."""
-    version = int(meta)
-    assert got == value(key, version), (key, meta, got[:40])
-    return version
-
-
-class Versions:
-    """What the threads know: versions are handed out per key, one put at a time per key."""
-
-    def __init__(self) -> None:
-        self._locks: defaultdict[bytes, threading.Lock] = defaultdict(threading.Lock)
-        self.done: defaultdict[bytes, int] = defaultdict(int)
-
-    def put(self, store: Store, key: bytes, parent: bytes | None) -> None:
-        with self._locks[key]:
-            version = self.done[key] + 1
-            store.put(key, value(key, version), meta=b"%d" % version, parent=parent)
-            self.done[key] = version
-
-    def delete(self, store: Store, key: bytes) -> None:
-        with self._locks[key]:
-            store.delete(key)
-
-    def check(self, key: bytes, at_least: int, outcome: Hit | Miss) -> None:
-        if isinstance(outcome, Hit):
-            assert outcome.key == key
-            assert version_of(key, value_of(outcome), outcome.meta) >= at_least, "an older value came back"
-        else:
-            assert outcome.reason is MissReason.ABSENT
-
-
-def work(store: Store, versions: Versions, seed: int, rounds: int, *, pins: bool = True) -> int:
-    """One thread's mixture of everything; returns its hits."""
-    rng, hits, pinned = random.Random(seed), 0, list[bytes]()
-    for _ in range(rounds):
-        i = rng.randrange(len(KEYS))
-        key = KEYS[i]
-        known = versions.done[key]
-        match rng.randrange(12):
-            case 0 | 1 | 2:
-                versions.put(store, key, KEYS[i - 1] if i % 10 else None)
-            case 3 | 4 | 5:
-                outcome = store.get(key)
-                versions.check(key, known, outcome)
-                hits += bool(outcome)
-            case 6:
-                target = bytearray(SIZES[key])
-                into = store.get_into(key, target)
-                if isinstance(into, HitInto):
-                    assert version_of(key, bytes(target), into.meta) >= known
-                    hits += 1
-            case 7:
-                wanted = [KEYS[rng.randrange(len(KEYS))] for _ in range(8)]
-                known_by = {k: versions.done[k] for k in wanted}
-                for k, outcome in zip(wanted, store.get_many(wanted), strict=True):
-                    versions.check(k, known_by[k], outcome)
-                    hits += bool(outcome)
-            case 8:
-                store.prefetch(KEYS[i : i + 10])
-                assert 0 <= store.match(KEYS[i : i + 10]) <= 10
-            case 9:
-                versions.delete(store, key) if rng.random() < 0.3 else store.contains(key)
-            case 10:
-                if pinned:
-                    store.unpin([pinned.pop()])
-                elif pins and i < 20:  # not more than t0 can hold
-                    pinned.append(key)
-                    store.pin([key])
-            case _:
-                info = store.info(key)
-                assert info is None or info.nbytes == SIZES[key]
-                if rng.random() < 0.05:
-                    store.flush()
-    store.unpin(pinned)
-    return hits
-
-
-def small(folder: Path, codec: str = "none", ram: int = 256 * KIB) -> Config:
-    """Less room on each level than the blocks need (1.8 MiB), so that everything moves all the time."""
-    return config(
-        folder,
-        tier("t0", bytes_max=1 * MIB, segment_bytes=256 * KIB),
-        tier("t1", bytes_max=768 * KIB, segment_bytes=256 * KIB, codec=codec),
-        ram=ram,
-        queue=256 * KIB,
-        value_bytes_max=64 * KIB,
-        prefetch={"bytes_max": 128 * KIB, "coalesce_bytes_max": 64 * KIB, "threads": 4},
-    )
 
 
 @pytest.mark.slow
@@ -239,7 +133,7 @@ def test_closing_under_load_raises_store_closed_and_nothing_else(tmp_path: Path)
 READER = """
 import sys
 from kvtier import Config, Hit, Store
-from tests.concurrency.test_threads import KEYS, SIZES, small, version_of
+from tests.concurrency.mixture import KEYS, SIZES, small, version_of
 from pathlib import Path
 
 with Store.open(small(Path(sys.argv[1])), read_only=True) as store:

@@ -6,12 +6,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from kvtier.index.lmdb_index import LmdbIndex, WriteTxn
+from tests.crash.power import index_copied_to
 
 _MEMORY = Path("/dev/shm")
 
@@ -41,16 +40,8 @@ def fresh_folder(memory: Path) -> Callable[[], Path]:
 
 
 @pytest.fixture
-def index_before(monkeypatch: pytest.MonkeyPatch, memory: Path) -> Path:
+def index_before(memory: Path) -> Iterator[Path]:
     """A file that always holds the index as it was before its latest commit."""
     copy = memory / "index before"
-    write = LmdbIndex.write
-
-    @contextmanager
-    def copied_first(index: LmdbIndex) -> Iterator[WriteTxn]:
-        shutil.copyfile(Path(index._env.path()) / "data.mdb", copy)
-        with write(index) as txn:
-            yield txn
-
-    monkeypatch.setattr(LmdbIndex, "write", copied_first)
-    return copy
+    with index_copied_to(copy):
+        yield copy

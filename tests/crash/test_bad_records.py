@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvtier import Config, FlushError, Hit, Miss, MissReason, Store
-from kvtier.events import BlockQuarantined, Event, Recovered, SegmentLost
+from kvtier.events import BlockQuarantined, Event, RebuildProgress, Recovered, SegmentLost
 from kvtier.index.lmdb_index import LmdbIndex
 from kvtier.segment.format import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Place, RecordHead, unpack_head
 from tests.stores import KIB, config, disk_tier, fill, flip, names, noise, segments, settle, tier, value_of
@@ -36,7 +36,11 @@ class Damaged:
 
     def open(self, settings: Config | None = None) -> Store:
         self.events = []
-        return Store.open(settings or self.settings, background=False, listeners=[self.events.append])
+        return Store.open(settings or self.settings, background=False, listeners=[self._note])
+
+    def _note(self, event: Event) -> None:
+        if not isinstance(event, RebuildProgress):
+            self.events.append(event)
 
     def _place(self, store: Store, key: bytes) -> tuple[int, int]:
         assert store._back is not None

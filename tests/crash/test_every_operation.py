@@ -7,64 +7,25 @@ system that fails here: these crashes fall between its commits.
 from __future__ import annotations
 
 import errno
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from kvtier.fs import OsFileSystem
-from kvtier.testing import Call, FaultyFileSystem, SimulatedCrash
 from kvtier.testing.faulty_fs import MUTATING
-from tests.crash.oracle import check_usable, die, reopen, two_tiers
-from tests.crash.workload import Workload
-from tests.stores import KIB
+from tests.crash.operations import (
+    LOW_BYTES,
+    check,
+    count_calls,
+    faulty,
+    lose_index,
+    may_be_a_mark,
+    prepared,
+    run,
+)
 
 FreshFolder = Callable[[], Path]
-LOW_BYTES = {"all of it fits": 32 << 20, "blocks are evicted": 256 * KIB}
-
-
-def prepared(folder: Path, low_bytes: int = LOW_BYTES["all of it fits"]) -> Workload:
-    return Workload(two_tiers(folder, low_bytes=low_bytes), FaultyFileSystem(OsFileSystem()))
-
-
-def faulty(workload: Workload) -> FaultyFileSystem:
-    assert isinstance(workload.fs, FaultyFileSystem)
-    return workload.fs
-
-
-def run(workload: Workload) -> bool:
-    """Run it until it ends or the process dies; whether it died."""
-    died = False
-    try:
-        workload.run()
-    except SimulatedCrash:
-        died = True
-    if died:
-        die(workload.store, faulty(workload))
-    return died
-
-
-def count_calls(folder: Path, low_bytes: int) -> FaultyFileSystem:
-    workload = prepared(folder, low_bytes)
-    workload.run()
-    return faulty(workload)
-
-
-def lose_index(workload: Workload) -> None:
-    shutil.rmtree(Path(str(workload.settings.store.path)) / "index", ignore_errors=True)
-
-
-def may_be_a_mark(call: Call) -> bool:
-    """Whether the call comes when the index has forgotten a record, and before the record says so itself."""
-    return call.op in ("punch", "unlink") or (call.op, call.nbytes) == ("write_at", 1)
-
-
-def check(workload: Workload, *, stale: bool = False) -> None:
-    with reopen(workload.settings) as store:
-        workload.oracle.check(store, stale=stale)
-    check_usable(workload.settings, workload.oracle)
 
 
 @contextmanager

@@ -10,11 +10,26 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from kvtier import Config, FlushError, Hit, Store
+from kvtier import Config, FlushError, Hit, KeyProvider, Store, single_key
+from kvtier.fs import FileSystem, OsFileSystem, PortableFileSystem
 from tests.crash.oracle import tell_of_losses
 from tests.stores import noise, value_of
 
 WRITERS, KEYS = 2, 100
+
+
+class Manner(NamedTuple):
+    """How the victim keeps its store: whether holes are punched in segments (else they are compacted), and whether it
+    is encrypted."""
+
+    punches: bool = True
+    encrypted: bool = False
+
+    def fs(self) -> FileSystem:
+        return OsFileSystem() if self.punches else PortableFileSystem()
+
+    def keys(self) -> KeyProvider | None:
+        return single_key(bytes(32)) if self.encrypted else None
 
 
 class Said(NamedTuple):
@@ -43,7 +58,7 @@ def is_value_of(key: bytes, data: bytes) -> bool:
     return name in (key, b"shared") and data == value(key, int(version))
 
 
-def main(settings: Config, pipe: Connection, seed: int) -> None:
+def main(settings: Config, pipe: Connection, seed: int, manner: Manner) -> None:
     threading.excepthook = give_up
     lock = threading.Lock()
     by_id: dict[int, bytes] = {}
@@ -52,15 +67,19 @@ def main(settings: Config, pipe: Connection, seed: int) -> None:
         with lock:
             pipe.send(said)
 
+    known = threading.Event()
+
     def say_dropped(block_id: int) -> None:
+        known.wait()
         key = by_id[block_id]
         say(Said("dropped", int(key[1:2]), key))
 
-    with Store.open(settings) as store:
+    tell_of_losses(None, say_dropped)
+    with Store.open(settings, fs=manner.fs(), keys=manner.keys()) as store:
         for writer in range(WRITERS):
-            by_id.update((store._identity.block_id(b"", k), k) for k in (key_of(writer, n) for n in range(KEYS)))
-        tell_of_losses(store, say_dropped)
+            by_id.update((store._wanted(k, b"").block_id, k) for k in (key_of(writer, n) for n in range(KEYS)))
         say(Said("opened", 0))
+        known.set()
         for writer in range(WRITERS):
             threading.Thread(target=write_for_ever, args=(store, say, writer, seed), daemon=True).start()
         read_for_ever(store, seed)

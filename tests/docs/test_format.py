@@ -78,6 +78,7 @@ def byte_table(title: str) -> Layout:
         ("blocks", schema._BLOCK),
         ("contents", schema._CONTENT),
         ("segments", schema._SEGMENT),
+        ("namespaces", schema._NAMESPACE),
         ("departures", schema._DEPARTURE),
     ],
 )
@@ -297,10 +298,11 @@ def check_index(
     payloads: dict[tuple[int, bytes], Record],
 ) -> None:
     """Every entry of the index, byte by byte, against the records."""
-    with lmdb.open(str(folder), max_dbs=5, readonly=True) as env, env.begin() as txn:
+    with lmdb.open(str(folder), max_dbs=6, readonly=True) as env, env.begin() as txn:
+        last_commit = txn.id()
         tables = {
             n: dict(txn.cursor(db=env.open_db(n.encode(), txn=txn, create=False)))
-            for n in ("blocks", "contents", "segments", "departures", "meta")
+            for n in ("blocks", "contents", "segments", "namespaces", "departures", "meta")
         }
     assert set(tables["blocks"]) == {block_id(secret, *name).to_bytes(8, "big") for name in live}
     refs: dict[tuple[int, bytes], int] = {}
@@ -323,10 +325,18 @@ def check_index(
         assert [entry[f] for f in as_in_record] == [source.head[f] for f in as_in_record]
         assert entry["refs"] == refs[raw_key[0], raw_key[1:]]
     check_segments(folder.parent, store, tables["segments"], live, payloads)
+    owned: dict[bytes, list[int]] = {}
+    for (namespace, _), r in live.items():
+        owned.setdefault(bytes((len(namespace),)) + namespace, []).append(sum(r.lengths))
+    assert set(tables["namespaces"]) == set(owned)
+    for raw_key, value in tables["namespaces"].items():
+        entry, _ = opened(raw_key, value, "namespaces")
+        assert entry == {"blocks": len(owned[raw_key]), "nbytes": sum(owned[raw_key])}
     counters = {k.decode(): int.from_bytes(v, "little") for k, v in tables["meta"].items()}
     pages = {n.strip("`").replace(":N", f":{i}") for n, _ in rows("meta") for i in range(len(store["tiers"]))}
     assert set(counters) == pages
     assert counters["complete"] == 1
+    assert counters["counted"] == last_commit
     gone = departures(tables["departures"], counters["departures"])
     assert {d["block_id"] for d in gone} == {block_id(secret, *name) for name in DELETED}
     assert {(d["reason"], store["tiers"][d["tier_no"]]) for d in gone} == {(2, "top")}

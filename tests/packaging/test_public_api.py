@@ -23,6 +23,8 @@ NAMES = {
     "ForkedStore",
     "Hit",
     "HitInto",
+    "Key",
+    "KeyProvider",
     "KvtierError",
     "LimitError",
     "Miss",
@@ -42,12 +44,16 @@ NAMES = {
     "StoreUnwritable",
     "TierConfig",
     "TierMissing",
+    "UnsafeFolder",
     "UnsupportedFormat",
     "WriteBehindConfig",
+    "WrongKeys",
+    "key_file",
+    "single_key",
 }
 
 METHODS = {
-    "open": "(source, *, read_only, listeners, fs, clock, background)",
+    "open": "(source, *, read_only, listeners, fs, clock, background, keys)",
     "close": "(self)",
     "put": "(self, key, buffers, *, meta, parent, namespace, give)",
     "put_many": "(self, items, *, namespace)",
@@ -65,6 +71,8 @@ METHODS = {
     "flush": "(self, timeout)",
     "stats": "(self)",
     "derive_key": "(self, purpose)",
+    "rotate_keys": "(self)",
+    "forget_keys": "(self)",
 }
 
 

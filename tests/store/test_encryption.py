@@ -176,6 +176,23 @@ def test_no_nonce_is_used_twice_after_a_crash(tmp_path: Path) -> None:
     assert len(streams) == 3
 
 
+def test_no_nonce_is_used_twice_by_one_writer(tmp_path: Path) -> None:
+    """An append is broken off before anything is written, and made again at the same offset."""
+    with opened(tmp_path, single_key(SECRET)) as store:
+        store.put(b"k", bytes(4096))
+        store.flush()
+        head, place, _ = record_of(store, b"k")
+        encrypt = store._vault.encryptor()
+        once, again = (bytes(encrypt(head, place, [memoryview(bytes(4096))])[0]) for _ in range(2))
+        assert once[56:] != again[56:]
+
+
+def test_secrets_are_not_shown(tmp_path: Path) -> None:
+    with opened(tmp_path, single_key(SECRET)) as store:
+        assert repr(store._identity.secret) not in repr(store._identity)
+    assert repr(SECRET) not in repr(Key("k", SECRET))
+
+
 # -- keys that are not the right ones ----------------------------------------------------------------
 
 

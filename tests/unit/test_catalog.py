@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.index.lmdb_index import LmdbIndex, View
+from kvtier.index.schema import NamespaceEntry
 from kvtier.segment.format import NO_SUM, RecordHead, RecordKind, RecordState
 from kvtier.segment.writer import Written
 from kvtier.tiers.catalog import Change
+from kvtier.tiers.census import is_exact
 
 TIER = 0
 
@@ -55,6 +57,9 @@ class Bench:
         with self.index.read() as view:
             blocks = dict(view.blocks())
             contents = dict(view.contents(TIER))
+            census = {b"": NamespaceEntry(len(blocks), sum(e.nbytes for e in blocks.values()))} if blocks else {}
+            assert is_exact(view)
+            assert view.namespaces(9) == census
             refs = Counter(e.content_id for e in blocks.values())
             assert {c: e.refs for c, e in contents.items()} == refs
             expected = dict.fromkeys(self.states, RecordState.DEAD)

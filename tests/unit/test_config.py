@@ -404,3 +404,22 @@ def test_a_small_tier_is_possible_for_tests() -> None:
         }
     )
     assert config.tier[0].segment_bytes == config.tier[0].bytes_max_resolved() == 64 * KIB
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("wrong", [{"tier": nested(2000)}, {"ram": {"eviction": 10**5000}}, nested(2000)])
+def test_what_python_cannot_take_apart_is_a_problem_of_the_configuration(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="configuration: cannot be taken apart"):
+        Config.from_dict(wrong)
+
+
+def test_a_tier_whose_folder_looks_like_a_home_is_found_again(tmp_path: Path) -> None:
+    tier = {"name": "x", "kind": "ssd", "bytes_max": "12.3456789%", "path": tmp_path / "~nobody-of-that-name"}
+    config = Config.from_dict({"store": {"path": tmp_path, "value_bytes_max": "1KiB"}, "tier": [tier]})
+    assert Config.from_dict(json.loads(config.to_json())) == config

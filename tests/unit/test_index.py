@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from kvtier.errors import StoreClosed
 from kvtier.index import schema
-from kvtier.index.lmdb_index import IndexBusy, IndexFull, IndexUnusable, LmdbIndex, is_sound, looks_cut
+from kvtier.index.data_file import looks_cut
+from kvtier.index.lmdb_index import IndexBusy, IndexFull, IndexUnusable, LmdbIndex, is_sound
 from kvtier.index.schema import BlockEntry, ContentEntry, IndexDamaged, SegmentEntry
 
 U64 = st.integers(0, 2**64 - 1)

@@ -88,7 +88,7 @@ class GatedReader:
         if open:
             self.gate.set()
 
-    def fetch(self, batch: list[Located], into: memoryview | None = None) -> Raw:
+    def fetch(self, batch: list[Located], memory: object = None) -> Raw:
         self.asked.append([b.wanted.block_id for b in batch])
         self.arrived.release()
         assert self.gate.wait(60)

@@ -70,6 +70,11 @@ def test_a_share_stays_a_share(text: str) -> None:
     assert parse_cap(text) == Percent(float(text.strip(" %")))
 
 
+@pytest.mark.parametrize("text", ["10%", "0.5%", "100%", "12.3456789%", "0.00001%", "99.999999999%"])
+def test_a_share_is_written_as_it_was_read(text: str) -> None:
+    assert str(parse_cap(text)) == text
+
+
 @pytest.mark.parametrize("text", ["0%", "101%", "-1%", "%", "ten%", "1e1%"])
 def test_what_is_not_a_share(text: str) -> None:
     with pytest.raises(BadValue):

@@ -92,7 +92,10 @@ class Fingerprint:
     @classmethod
     def from_json(cls, text: bytes) -> Fingerprint:
         """Raises ``ValueError`` or ``TypeError`` if the text is not a fingerprint of this version."""
-        return cls(**json.loads(text))
+        try:
+            return cls(**json.loads(text))
+        except RecursionError as e:
+            raise ValueError("nested too deeply to be a fingerprint") from e
 
     def difference(self, other: Fingerprint) -> str:
         """What changed from ``other`` to this one, as ``"type_k 1 -> 8, lora ..."``; empty if nothing."""
@@ -179,7 +182,7 @@ def catalogue(store: Store) -> list[Fingerprint]:
     try:
         for entry in json.loads(_read(store, _CATALOGUE) or b"[]"):
             found.append(Fingerprint(**entry))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return found  # written by another version: it only explains misses
     return found
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 _GIB = 1 << 30
+_NAMESPACE_BYTES_MAX = 64
+_RESERVED = b"kvtier."
+_IDENTITY_CHARS_MAX = 1024
 
 
 @dataclass(frozen=True)
 class Options:
-    """Fields of :func:`.attach` and :func:`.session`. Counts are in tokens. ``ValueError`` for one out of range."""
+    """Fields of :func:`.attach` and :func:`.session`. Counts are in tokens. ``TypeError`` for a value of another type,
+    ``ValueError`` for one out of range."""
 
     namespace: bytes = b""
-    """Separates tenants: what another namespace stored is never found."""
+    """Separates tenants: what another namespace stored is never found. 0 to 64 bytes; what begins with ``kvtier.`` is
+    ours."""
     block_tokens: int = 256
     """Tokens in a whole block; part of the fingerprint."""
     checkpoint_tokens: int = 2048
@@ -32,9 +37,20 @@ class Options:
     were in. A prompt that is restored whole then goes on with exactly the output of its first run. It costs
     one more decode per prompt and, on a sliding window, blank rows in up to the window's cells per restore."""
     identity: str = ""
-    """What changes the model's output and no file says: control vectors, LoRA set through the C API."""
+    """What changes the model's output and no file says: control vectors, LoRA set through the C API. At most 1,024
+    characters."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if type(value) is not kind:
+                raise TypeError(f"{field.name} must be {kind.__name__}, got {type(value).__name__}")
+        if len(self.namespace) > _NAMESPACE_BYTES_MAX:
+            raise ValueError(f"namespace must be at most {_NAMESPACE_BYTES_MAX} bytes, got {len(self.namespace)}")
+        if self.namespace.startswith(_RESERVED):
+            raise ValueError(f"namespace {self.namespace!r} is reserved: another one than {_RESERVED!r}...")
+        if len(self.identity) > _IDENTITY_CHARS_MAX:
+            raise ValueError(f"identity must be at most {_IDENTITY_CHARS_MAX} characters, got {len(self.identity)}")
         for name in ("block_tokens", "checkpoint_tokens", "checkpoint_min_step", "checkpoint_bytes_max"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

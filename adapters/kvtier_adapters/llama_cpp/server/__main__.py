@@ -35,9 +35,7 @@ def main() -> int:
 
 
 def _open(arguments: Arguments) -> Store:
-    store = Store.open(arguments.store, keys=key_file(arguments.key_file) if arguments.key_file else None)
-    store.contains(b"any key", namespace=arguments.options.namespace)  # raises now if the namespace is too long
-    return store
+    return Store.open(arguments.store, keys=key_file(arguments.key_file) if arguments.key_file else None)
 
 
 def _fail(message: str) -> int:
