@@ -9,7 +9,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/nu
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench fuzz schema constraints clean
+.PHONY: help demo test lint format bench fuzz torture schema constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,8 +33,11 @@ format: $(VENV)/.installed  ## rewrite the code in the house style
 bench: $(VENV)/.test-models  ## the figures of docs/benchmarks.md; QUICK=1 for small sizes
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
 
-fuzz: $(VENV)/.installed  ## damaged llama.cpp state for SECONDS=60: refused or harmless; ARGS="--seed 7 --json"
+fuzz: $(VENV)/.installed  ## every parser, and llama.cpp state, damaged for SECONDS=60; ARGS="--seed 7 --json"
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(ARGS)
+
+torture: $(VENV)/.installed  ## kills, power loss, faults for SECONDS=120, or FULL=1; ARGS="--seed 7 --only kills,power --json"
+	$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),120) $(if $(FULL),--full) $(ARGS)
 
 schema: $(VENV)/.installed  ## regenerate kvtier/config_schema.json
 	$(BIN)/kvtier config schema > $(VENV)/schema.json

@@ -19,7 +19,8 @@ from tests.adapters import engine
 from tests.fuzz import __main__ as fuzz
 from tests.fuzz import victim as victims
 from tests.fuzz.mutations import MUTATIONS, mutate
-from tests.fuzz.victim import Failed, Victim
+from tests.fuzz.parsers.target import Failed
+from tests.fuzz.victim import Victim
 
 pytestmark = pytest.mark.model
 

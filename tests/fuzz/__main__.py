@@ -1,8 +1,13 @@
-"""Damaged llama.cpp state: refused, or harmless. ``python -m tests.fuzz --seconds 60 [--seed S] [--json]``.
+"""Damaged bytes: refused, or harmless. ``python -m tests.fuzz --seconds 60 [--seed S] [--json]``.
 
-For each kind of memory, a process restores blobs that were flipped, cut, spliced, or whose counts were edited, and
-evaluates on behind those that pass the checks. A failure is a process that dies, an exception that is not the
-refusal, offsets outside of the blob, or memory beyond a small multiple of it. Exits 1 if there was one.
+Every parser (``tests/fuzz/parsers``) gets mutated inputs, guided by coverage where atheris is installed; a failure is
+an exception that it does not document, memory that the input does not account for, or what is accepted and does not
+come back the same from a round trip.
+
+And llama.cpp itself gets damaged state. For each kind of memory, a process restores blobs that were flipped, cut,
+spliced, or whose counts were edited, and evaluates on behind those that pass the checks. A failure is a process that
+dies, an exception that is not the refusal, offsets outside of the blob, or memory beyond a small multiple of it.
+Exits 1 if there was one.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests import models
+from tests.fuzz import parser_runs, plain
+from tests.fuzz.parsers.target import NAMES
 
 #: Every kind of memory that is taken apart; cells with more words; and layers without V.
 MODELS = ["mha", "qwen2vl", "deepseek2", "gemma3", "mamba", "jamba", "lfm2-swa"]
@@ -86,28 +93,43 @@ def _run(command: Sequence[str]) -> tuple[int, dict[str, Any] | None, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="of all models together")
-    parser.add_argument("--cases", type=int, help="of each model, instead of --seconds")
+    parser.add_argument("--seconds", type=float, default=60, help="of all models and parsers together")
+    parser.add_argument("--cases", type=int, help="of each model and parser, instead of --seconds; not guided")
     parser.add_argument("--seed", type=int, help="the same seed makes the same cases; default: a random one")
-    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--models", nargs="*", help="only these; none, if --parsers are named")
+    parser.add_argument("--parsers", nargs="*", choices=NAMES, help="only these; none, if --models are named")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of text")
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
-    began, share = time.time(), options.seconds / len(options.models)
+    names = _chosen(options.models, MODELS, options.parsers), _chosen(options.parsers, NAMES, options.models)
+    share = options.seconds / max(1, sum(map(len, names)))
+    outcomes = [_parse(name, seed, share, options.cases) for name in names[1]]
+    began = time.time()
     results = [
-        fuzz(model, seed, until=began + share * number, cases=options.cases)
-        for number, model in enumerate(options.models, 1)
+        fuzz(model, seed, until=began + share * number, cases=options.cases) for number, model in enumerate(names[0], 1)
     ]
-    passed, failed = sum(result.passed for result in results), sum(len(result.failures) for result in results)
+    failed = sum(len(result.failures) for result in results) + sum(len(outcome.failures) for outcome in outcomes)
+    passed = sum(result.passed for result in results) + sum(o.executions - len(o.failures) for o in outcomes)
     if options.json:
         found = [{**vars(result), "outcomes": dict(result.outcomes)} for result in results]
-        print(json.dumps({"seed": seed, "passed": passed, "failed": failed, "models": found}))
+        totals = {"seed": seed, "passed": passed, "failed": failed}
+        print(json.dumps({**totals, "models": found, "parsers": [vars(outcome) for outcome in outcomes]}))
     else:
+        for outcome in outcomes:
+            print("\n  ".join([str(outcome), *(f"{place}: {what}" for place, what in outcome.failures.items())]))
         for result in results:
             counts = ", ".join(f"{name} {count}" for name, count in sorted(result.outcomes.items()))
             print("\n  ".join([f"{result.model}: {counts}", *result.failures]))
         print(f"{passed} passed, {failed} failed, seed {seed}")
     return 1 if failed else 0
+
+
+def _chosen(named: list[str] | None, every: list[str], others: list[str] | None) -> list[str]:
+    return every if named is None and others is None else named or []
+
+
+def _parse(name: str, seed: int, seconds: float, cases: int | None) -> plain.Outcome:
+    return plain.run(name, seed, executions=cases) if cases is not None else parser_runs.run(name, seed, seconds)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ from kvtier_adapters.llama_cpp.state import (
 from kvtier_adapters.prefix import Piece
 from tests.adapters import engine, tiny_llama
 from tests.adapters.meddling import Meddling
+from tests.fuzz.bounds import in_bounds
 from tests.fuzz.mutations import mutate
+from tests.fuzz.parsers.target import Failed
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -50,10 +52,6 @@ END = 88
 PEAK_MAX = 16
 """Bytes that a parser may allocate for each byte of the blob, and for each of :data:`_SPARE`."""
 _SPARE = 4096
-
-
-class Failed(AssertionError):
-    """Damaged state was neither refused nor harmless."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +101,6 @@ class Subject:
             found += range(section.data - cell, section.data + 8 if cell else section.data, 4)  # with the last one
             found += [tensor.data - step for tensor in section.tensors for step in (4, 8, 12)]
         return [*range(0, 8, 4), *found]
-
-
-def in_bounds(blob: memoryview, layout: Layout) -> None:
-    for section in parse(blob, layout):
-        if not 0 <= section.start <= section.data <= section.end <= blob.nbytes:
-            raise Failed(f"section {section.start}, {section.data}, {section.end} of {blob.nbytes} bytes")
-        for tensor in section.tensors:
-            if not section.data <= tensor.data <= tensor.data + tensor.runs * tensor.cell_bytes * section.cells:
-                raise Failed(f"{tensor} begins before the data at {section.data}")
-            if tensor.data + tensor.runs * tensor.cell_bytes * section.cells > section.end:
-                raise Failed(f"{tensor} of {section.cells} cells goes beyond {section.end}")
 
 
 class Victim:

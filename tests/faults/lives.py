@@ -1,0 +1,127 @@
+"""What child processes do with a store while the system fails under it, and how they tell: each sends what the oracle
+must know over a pipe before it acts, so that a kill at any moment leaves the parent with the truth."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from kvtier import Config, FlushError, Store
+from kvtier.fs import OsFileSystem
+from tests.crash.oracle import Oracle, check_usable, reopen, two_tiers
+from tests.crash.workload import QuickClock, Workload, block
+from tests.stores import names
+
+RAISED = "raised"
+
+
+class TellingOracle(Oracle):
+    """Sends every call to the parent as well, ahead of what it is about."""
+
+    def __init__(self, pipe: Connection) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def set(self, key: bytes, value: bytes | None) -> None:
+        self._pipe.send(("set", key, value))
+        super().set(key, value)
+
+    def flushed(self) -> None:
+        self._pipe.send(("flushed",))
+        super().flushed()
+
+    def failed(self) -> None:
+        self._pipe.send(("failed",))
+        super().failed()
+
+    def dropped(self, keys: Iterable[bytes]) -> None:
+        keys = list(keys)
+        self._pipe.send(("dropped", keys))
+        super().dropped(keys)
+
+
+def settings_of(folder: Path, low_bytes: int) -> Config:
+    return two_tiers(folder, low_bytes=low_bytes)
+
+
+def live(folder: Path, low_bytes: int, pipe: Connection) -> None:
+    """The canonical workload, on the operating system's own file system."""
+    with telling(pipe):
+        workload = Workload(settings_of(folder, low_bytes), OsFileSystem())
+        workload.oracle = TellingOracle(pipe)
+        workload.run()
+
+
+def persist(folder: Path, low_bytes: int, pipe: Connection) -> None:
+    """A store that is not opened again after an error: it loses one group to it, and no more."""
+    with telling(pipe), _opened(settings_of(folder, low_bytes)) as store:
+        oracle = TellingOracle(pipe)
+        losses = 0
+        for key in names(10):
+            oracle.set(key, block(key))
+            store.put(key, block(key))
+            try:
+                store.flush()
+            except FlushError:
+                losses += 1
+                oracle.failed()
+            else:
+                oracle.flushed()
+        assert losses <= 1, f"{losses} losses"
+        oracle.check(store)
+
+
+def _opened(settings: Config) -> Store:
+    try:
+        return Store.open(settings, clock=QuickClock(), background=False)
+    except OSError:  # the error came at once: then this is about nothing
+        return Store.open(settings, clock=QuickClock(), background=False)
+
+
+def recover(folder: Path, low_bytes: int, pipe: Connection) -> None:
+    with telling(pipe):
+        reopen(settings_of(folder, low_bytes)).close()
+
+
+def verify(folder: Path, low_bytes: int, pipe: Connection, oracle: Oracle) -> None:
+    """Every answer is one that the oracle allows, and the store is of use again."""
+    settings = settings_of(folder, low_bytes)
+    with telling(pipe):
+        with reopen(settings) as store:
+            oracle.check(store, damage=True)
+        check_usable(settings, oracle)
+
+
+@contextmanager
+def telling(pipe: Connection) -> Iterator[None]:
+    """An exception is told to the parent and goes no further."""
+    try:
+        yield
+    except Exception:
+        pipe.send((RAISED, traceback.format_exc()))
+
+
+def hear(pipe: Connection, oracle: Oracle) -> str | None:
+    """Tell the oracle all that comes over the pipe until its other end is closed; the exception that came, if any."""
+    raised = None
+    calls: dict[str, Callable[..., None]] = {
+        name: getattr(oracle, name) for name in ("set", "flushed", "failed", "dropped")
+    }
+    while True:
+        try:
+            what, *about = pipe.recv()
+        except EOFError:
+            return raised
+        if what == RAISED:
+            (raised,) = about
+        else:
+            calls[what](*about)
+
+
+if __name__ == "__main__":
+    life = {"live": live, "persist": persist}[sys.argv[1]]
+    life(Path(sys.argv[2]), int(sys.argv[3]), Connection(int(sys.argv[4]), readable=False))

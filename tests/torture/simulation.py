@@ -1,0 +1,236 @@
+"""A store in a world without chance: several clients, the worker's steps, faults, crashes and losses of power, and a
+clock that jumps, in an order that follows from a seed. The same seed makes the same life, call by call (in a folder in
+memory: elsewhere, what a file occupies shows up late, and the caps go by that)."""
+
+from __future__ import annotations
+
+import errno
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from kvtier import KeyProvider, KvtierError, Store, single_key
+from kvtier.fs import OsFileSystem, PortableFileSystem
+from kvtier.testing import FaultyFileSystem, SimulatedCrash
+from tests.crash.oracle import check_usable, die, reopen, tell_of_losses
+from tests.crash.power import index_copied_to, new_boot
+from tests.stores import KIB, config, tier
+from tests.torture import clients
+from tests.torture.model import Model
+from tests.torture.simulated import OneThread, SimulatedClock, identities_from, with_one_reader
+
+STEPS = 400
+_DAY = 86_400.0
+
+
+class Simulation:
+    """One life. ``trace``: what happened, in words; ``done``: how often what did."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.trace: list[str] = []
+        self.done: Counter[str] = Counter()
+        self.model = Model()
+        self.clock = SimulatedClock()
+        self._folder = folder
+        self._index_before = folder / "index before"
+        self._punches = self.rng.random() < 0.7
+        self._keys: KeyProvider | None = single_key(bytes(32)) if self.rng.random() < 0.3 else None
+        self._settings = config(
+            folder,
+            tier("top", bytes_max=640 * KIB, segment_bytes=64 * KIB),
+            tier("low", bytes_max=256 * KIB, segment_bytes=64 * KIB, codec=self.rng.choice(["none", "zstd"])),
+            ram=self.rng.choice([0, 64 * KIB]),
+            value_bytes_max=32 * KIB,
+            queue=128 * KIB,
+            prefetch={"threads": 1},
+        )
+        self.store: Store
+        self._fs: FaultyFileSystem
+        self._reader: OneThread
+        self._clients: list[clients.Client]
+        self._failures = 0
+
+    def run(self, steps: int = STEPS) -> None:
+        """Raises :class:`AssertionError` if the store broke a promise."""
+        with identities_from(self.rng), index_copied_to(self._index_before):
+            self._open()
+            for _ in range(steps):
+                try:
+                    self._step()
+                    self._reader.wait()
+                except SimulatedCrash:
+                    self._fs.crash()
+                if self._fs.crashed:
+                    self._die()
+                else:
+                    self._note_failures()
+            self._say("close")
+            self._fs.heal()
+            self._close()
+            check_usable(self._settings, self.model.oracle, self._keys)
+
+    # -- steps --------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        kinds: list[tuple[Callable[[], None], int]] = [
+            (self._let_a_client, 100),
+            (self._let_the_worker, 50),
+            (self._move_the_clock, 4),
+            (self._plan_a_fault, 3),
+            (self._heal, 4),
+            (self._plan_a_crash, 2),
+            (self._crash, 1),
+            (self._close_and_open, 1),
+        ]
+        (step,) = self.rng.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])
+        step()
+
+    def _say(self, what: str) -> None:
+        self.trace.append(what)
+        self.done[what.split(" ", 1)[0]] += 1
+
+    def _let_a_client(self) -> None:
+        self._say(next(self.rng.choice(self._clients)))
+
+    def _let_the_worker(self) -> None:
+        assert self.store._back is not None
+        before = self._fs.calls
+        if self.store._back._worker.step():
+            self._say(f"worker: {self._fs.calls - before} calls")
+
+    def _move_the_clock(self) -> None:
+        if self.rng.random() < 0.7:
+            self.clock.advance(seconds := self.rng.choice([0.1, 1, 60, 3600]))
+        else:
+            self.clock.jump(seconds := self.rng.choice([-4000 * _DAY, -_DAY, _DAY, 4000 * _DAY]))
+        self._say(f"clock {seconds:+}")
+
+    def _plan_a_fault(self) -> None:
+        code = self.rng.choice([errno.ENOSPC, errno.EIO])
+        after = self.rng.randint(1, 8)
+        match self.rng.randrange(4):
+            case 0:
+                self._fs.fail_at(self._fs.calls + after, code)
+            case 1:
+                self._fs.fail_at(self._fs.calls + after, code, lasting=True)
+            case 2:
+                self._fs.short_write_at(self._fs.counts["write_at"] + after, self.rng.randrange(20 * KIB), code)
+            case _:
+                self.model.reads_fail = True
+                self._fs.fail_at(self._fs.counts["read_at"] + after, code, op="read_at")
+        self._say(f"fault {errno.errorcode[code]} planned")
+
+    def _heal(self) -> None:
+        self._fs.heal()
+        self._say("heal")
+
+    def _plan_a_crash(self) -> None:
+        self._fs.crash_at(self._fs.calls + self.rng.randint(1, 20))
+        self._say("death planned")
+
+    def _crash(self) -> None:
+        self._fs.crash()
+
+    def _close_and_open(self) -> None:
+        self._say("close")
+        self._close()
+        self._open()
+
+    # -- lives --------------------------------------------------------------------------------------
+
+    def _disk(self) -> FaultyFileSystem:
+        inner = OsFileSystem() if self._punches else PortableFileSystem()
+        return FaultyFileSystem(inner, power_loss=True)
+
+    def _open(self) -> None:
+        self._fs = self._disk()
+        self.store = Store.open(self._settings, fs=self._fs, clock=self.clock, background=False, keys=self._keys)
+        self._reader = with_one_reader(self.store)
+        by_id = {self.store._wanted(key, b"").block_id: key for key in clients.KEYS}
+        tell_of_losses(self.store, lambda block_id: self.model.dropped([by_id[block_id]]))
+        self._tell_of_quarantine(by_id)
+        self._clients = [kind(self) for kind in clients.ALL]
+        self._failures = 0
+        self.model.reads_fail = False
+
+    def _tell_of_quarantine(self, by_id: dict[int, bytes]) -> None:
+        """What cannot be read, and is put again, is given up with all blocks that shared it."""
+        assert self.store._back is not None
+        ledger = self.store._back.ladder.ledger
+        forget = ledger.forget
+
+        def watched(block_id: int) -> None:
+            self.model.dropped([by_id[block_id]])
+            forget(block_id)
+
+        setattr(ledger, "forget", watched)  # noqa: B010
+
+    def _note_failures(self) -> None:
+        failures = self.store._signals.counts().get("write_failures", 0)
+        if failures > self._failures:
+            self.model.write_failed()
+        self._failures = failures
+
+    def _close(self) -> None:
+        """An error of the disk may be raised; the store is closed nevertheless."""
+        self._leave_clients()
+        signals, failures = self.store._signals, self._failures
+        self.done.update(signals.counts())
+        try:
+            self.store.close()
+        except (OSError, KvtierError) as e:
+            self._say(f"close: {type(e).__name__}")
+            self.model.oracle.failed()
+        if signals.counts().get("write_failures", 0) > failures:
+            self.model.oracle.failed()
+        else:
+            self.model.oracle.flushed()
+
+    def _leave_clients(self) -> None:
+        for client in self._clients:
+            with suppress(SimulatedCrash):
+                client.close()  # type: ignore[attr-defined]
+
+    def _die(self) -> None:
+        """By a kill, or with the power; the index may be lost, too. Then recover, as often as it takes."""
+        self.done.update(self.store._signals.counts())
+        die(self.store, self._fs)
+        self._leave_clients()
+        power = self.rng.random() < 0.5
+        lost = self.rng.choice(["nothing", "nothing", "the last commit", "all"] if power else ["nothing"] * 3 + ["all"])
+        self._say(f"{'power loss' if power else 'kill'}; of the index: {lost}")
+        if power:
+            self._lose_power(self._fs)
+        index = self._folder / "store" / "index"
+        if lost == "all":
+            shutil.rmtree(index, ignore_errors=True)
+        elif lost == "the last commit" and self._index_before.exists():
+            shutil.copyfile(self._index_before, index / "data.mdb")
+            self.model.oracle.deletions_may_be_undone()
+        self._recover_in_vain(power)
+        with reopen(self._settings, keys=self._keys) as store:
+            self.model.oracle.check(store, stale=lost == "all", damage=power)
+            self.model.oracle.saw(store)
+        self.model.settled()
+        self._open()
+
+    def _lose_power(self, fs: FaultyFileSystem) -> None:
+        fs.lose_unsynced(self.rng.randrange(1 << 30), keep_probability=self.rng.choice([0, 0.5, 0.9]))
+        new_boot(self._folder / "store")
+
+    def _recover_in_vain(self, power: bool) -> None:
+        """Openings that end in a crash or in an error."""
+        for _ in range(self.rng.choice([0, 0, 1, 2])):
+            fs = self._disk()
+            call = self.rng.randint(1, 12)
+            fs.crash_at(call) if self.rng.random() < 0.7 else fs.fail_at(call, errno.ENOSPC)
+            with suppress(SimulatedCrash, OSError, KvtierError):
+                reopen(self._settings, fs, self._keys).close()
+                self._say("recovery in spite of a fault")
+            fs.reap()
+            if power:
+                self._lose_power(fs)
