@@ -78,9 +78,16 @@ def config_of(source: Config | str | os.PathLike[str]) -> Config:
     if isinstance(source, Config):
         return source
     path = Path(source)
-    if os.path.lexists(path / SAVED_FILE):
+    if path.suffix == ".toml":
+        return Config.from_toml(path)
+    try:
+        os.lstat(path / SAVED_FILE)
         access.secure(str(path), narrow=False)  # before it is believed where the tiers are
-    return Config.from_toml(path) if path.suffix == ".toml" else Config.of_store(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except PermissionError as e:
+        raise StoreUnwritable(f"{e.filename}: {e.strerror}") from e
+    return Config.of_store(path)
 
 
 def open_parts(
@@ -145,7 +152,7 @@ def _open(
         with index.write() as txn:
             txn.clear()  # recovery makes an index anew that is not complete, in this opening or a later one
     folders = [_tier_folder(fs, t, known, signals, create=True) for t in config.tier]
-    _warn_of_parents([root, *folders], signals)
+    _warn_if_exposed([root, *folders], signals)
     _save_config(fs, root, config)
     if is_new_index:
         fs.sync_dir(os.path.join(root, INDEX_FOLDER))
@@ -265,15 +272,15 @@ def _check_mounted(fs: FileSystem, tier: TierConfig, identity: Identity, index: 
 
 
 def _secure(folder: str, signals: Signals, *, narrow: bool, follow: bool = True) -> None:
-    """Refuse a folder that others could have written to; keep others from reading it, if ``narrow``."""
+    """Refuse a folder that any user could have written to; keep others from using it, if ``narrow``."""
     if modes := access.secure(folder, narrow=narrow, follow=follow):
         signals.emit(AccessNarrowed(folder, modes))
 
 
-def _warn_of_parents(folders: list[str], signals: Signals) -> None:
-    exposed = {parent: folder for folder in reversed(folders) if (parent := access.exposed_parent(folder))}
-    for parent, folder in exposed.items():
-        signals.emit(FolderExposed(folder, parent))
+def _warn_if_exposed(folders: list[str], signals: Signals) -> None:
+    exposed = {place: folder for folder in reversed(folders) if (place := access.exposed_at(folder))}
+    for place, folder in exposed.items():
+        signals.emit(FolderExposed(folder, place))
 
 
 def _tier_folder(

@@ -12,8 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
-from functools import partial
+from contextlib import suppress
+from typing import TypeVar
 
 from kvtier.assembly import Parts
 from kvtier.background.prefetcher import Prefetcher
@@ -21,24 +21,23 @@ from kvtier.background.worker import Worker
 from kvtier.background.write_behind import Pending
 from kvtier.blocks import BlockInfo, BlockState, Explanation, MissReason
 from kvtier.config import Config
-from kvtier.errors import FlushError
 from kvtier.events import Signals, WriteFailed
 from kvtier.front import Front
-from kvtier.identity import CONTENT_ID_BYTES
 from kvtier.index.lmdb_index import IndexFull
 from kvtier.index.schema import Reason
-from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.drafts import NewBlock
+from kvtier.rotation import Rotation
+from kvtier.tiers.drafts import new_block
 from kvtier.tiers.ladder import NoRoom, Suspended
 from kvtier.tiers.ram import RamBlock
 from kvtier.tiers.reading import DiskReader, Located, Wanted
 from kvtier.vault import DecryptError, KeyMissing
 
+_T = TypeVar("_T")
+
 log = logging.getLogger("kvtier")
 
 _TOUCHES_BEFORE_SAVE = 4096
 _PROMOTE_AT_ONCE = 64
-_REWRITE_BYTES = 32 << 20
 _LOOK_AGAIN_S = 1.0  # so that a worker that died is noticed
 _STATES: dict[int, BlockState] = {reason: BlockState[reason.name] for reason in Reason}
 
@@ -153,7 +152,10 @@ class Back:
             now = self._reader.locate([located.wanted])[0]
             return isinstance(now, Located) and now.entry.seq == located.entry.seq
 
-        self._front.keep(located.wanted.block_id, block, is_current)
+        since = self._front.forgotten
+        with suppress(DecryptError, KeyMissing):  # its key may have been dropped while it was read
+            self.parts.vault.decrypt_meta(located.entry)
+            self._front.keep(located.wanted.block_id, block, since, is_current)
 
     def _deliver(self, located: Located, block: RamBlock, prefetched: bool) -> None:
         self._keep(located, block)
@@ -240,7 +242,7 @@ class Back:
         ids = [p.block_id for p in group]
         error: Exception | None = None
         try:
-            puts = [self._pending(p.block_id, p.seq, p.block) for p in group if p.block is not None]
+            puts = [new_block(self.parts.vault, p.block_id, p.seq, p.block) for p in group if p.block is not None]
             self.ladder.write(puts, [p.block_id for p in group if p.block is None])
         except Exception as e:
             if isinstance(e, NoRoom | KeyMissing) and len(group) > 1:
@@ -254,26 +256,6 @@ class Back:
         else:
             self._reader.set_stale(ids, False)
         self._front.finish(group, error)
-
-    def _pending(self, block_id: int, seq: int, block: RamBlock) -> NewBlock:
-        return self._new_block(block_id, seq, block, self.parts.vault.name(block.namespace, block.key))
-
-    def _new_block(self, block_id: int, seq: int, block: RamBlock, name: bytes) -> NewBlock:
-        vault = self.parts.vault
-        hasher = vault.content_hasher(block.namespace)
-        for buffer in block.buffers:
-            hasher.update(buffer)
-        new = NewBlock(
-            block_id,
-            seq,
-            block.namespace,
-            name,
-            block.parent_id,
-            b"",
-            block.buffers,
-            hasher.digest(length=CONTENT_ID_BYTES),
-        )
-        return replace(new, meta=vault.encrypt_meta(new, block.meta))
 
     def _lost(self, group: Sequence[Pending], error: Exception) -> None:
         """Writes were lost: an older value on disk must not come back in their place."""
@@ -301,61 +283,17 @@ class Back:
 
     def rotate_keys(self) -> int:
         """Encrypt with current keys what is encrypted with older ones; how many blocks those were."""
-        self.parts.vault.forget_keys()
-        self.parts.reseal()
-        count = failed = after = 0
-        while some := self._with_older_keys(after):
-            done = self._on_worker(partial(self._encrypt_anew, some))
-            count, failed = count + done[0], failed + done[1]
-            after = some[-1].block_id
-        if failed:
-            raise FlushError(f"{failed} blocks could not be encrypted anew: their tiers have no room", failed)
-        return count
+        return Rotation(self.parts, self._reader, self._on_worker).run()
 
-    def _with_older_keys(self, after: int) -> list[Wanted]:
-        """Some blocks with higher ids than ``after``, up to 32 MiB."""
-        found: list[Wanted] = []
-        size = 0
-        with self.parts.index.read() as view:
-            for block_id, entry in view.blocks(after):
-                try:
-                    if self.parts.vault.is_current(entry):
-                        continue
-                except KeyMissing:
-                    continue
-                found.append(Wanted(block_id, entry.namespace, entry.key, entry.key))
-                size += entry.nbytes
-                if size >= _REWRITE_BYTES:
-                    break
-        return found
+    def forget_keys(self) -> None:
+        """Have the key provider asked anew from here on."""
+        self._on_worker(self.parts.vault.forget_keys)
 
-    def _encrypt_anew(self, wanted: Sequence[Wanted]) -> tuple[int, int]:
-        """How many of the blocks were written anew, and for how many there was no room."""
-        by_tier: dict[int, list[NewBlock]] = {}
-        for located in self._reader.locate(wanted):
-            if isinstance(located, Located):
-                block = self._reader.read_one(located)
-                if isinstance(block, RamBlock):
-                    new = self._new_block(located.wanted.block_id, located.entry.seq, block, located.wanted.name)
-                    by_tier.setdefault(located.tier.tier_no, []).append(new)
-        failed = sum(self._rewrite(by_tier.get(tier.tier_no, []), tier) for tier in self.ladder.tiers)
-        return sum(map(len, by_tier.values())) - failed, failed
-
-    def _rewrite(self, blocks: Sequence[NewBlock], tier: DiskTier) -> int:
-        """Write blocks anew, in halves if there is not room for all at once; for how many there was none."""
-        try:
-            if blocks:
-                self.ladder.rewrite(blocks, tier)
-        except NoRoom:
-            if len(blocks) == 1:
-                return 1
-            half = len(blocks) // 2
-            return self._rewrite(blocks[:half], tier) + self._rewrite(blocks[half:], tier)
-        return 0
-
-    def _on_worker(self, job: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    def _on_worker(self, job: Callable[[], _T]) -> _T:
         """What the job returns or raises, once the worker has done it."""
-        done: Future[tuple[int, int]] = Future()
+        if self._read_only:
+            return job()
+        done: Future[_T] = Future()
 
         def run() -> None:
             try:

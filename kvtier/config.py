@@ -293,12 +293,12 @@ class Config(_Section):
         Raises :class:`kvtier.ConfigError`, also if the saved configuration is damaged.
         """
         saved = Path(path) / SAVED_FILE
-        if not saved.exists():
-            return cls.for_folder(path)
         try:
             with saved.open("rb") as file:
                 raw = json.loads(file.read(SAVED_BYTES_MAX))  # a longer one ends in the middle: that is no JSON
             raw["store"]["path"] = path
+        except (FileNotFoundError, NotADirectoryError):
+            return cls.for_folder(path)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
             raise ConfigError(
                 [ConfigProblem(str(saved), f"cannot be read: {e}", "open with a file or a Config")]

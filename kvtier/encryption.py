@@ -35,10 +35,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from kvtier.errors import WrongKeys
 from kvtier.identity import SECRET_BYTES, Identity
-from kvtier.keys import KEY_ID_BYTES_MAX, Key, KeyProvider, ask
+from kvtier.keys import KEY_ID_BYTES_MAX, Key, KeyProvider, ask, is_key_id
 from kvtier.segment.format import Place, RecordHead, identity_of
 from kvtier.segment.writer import Encrypt
-from kvtier.vault import ENCRYPTED, DecryptError, KeyMissing, Named, Vault
+from kvtier.vault import ENCRYPTED, DecryptError, KeyMissing, KeyUnavailable, Named, Vault
 
 _SALT_BYTES = 16
 _SLIP = struct.Struct(f"<{_SALT_BYTES}s{KEY_ID_BYTES_MAX}s8s")
@@ -63,11 +63,11 @@ def _split(stored: bytes | memoryview) -> tuple[bytes, str]:
     """The salt and the key's id in a slip."""
     if len(stored) < _SLIP.size:
         raise DecryptError("shorter than a slip")
-    salt, key_id, _ = _SLIP.unpack_from(stored)
-    try:
-        return salt, key_id.rstrip(b"\0").decode("ascii")
-    except UnicodeDecodeError as e:
-        raise DecryptError("not a key's id") from e
+    salt, padded, _ = _SLIP.unpack_from(stored)
+    key_id = padded.rstrip(b"\0").decode("latin-1")
+    if not is_key_id(key_id):
+        raise DecryptError("not a key's id")
+    return salt, key_id
 
 
 def _encrypted(key: _DataKey, nonce: bytes, aad: bytes, views: Sequence[memoryview]) -> memoryview:
@@ -132,6 +132,14 @@ def unseal_identity(identity: Identity, keys: KeyProvider) -> Identity:
 # -- blocks ------------------------------------------------------------------------------------------
 
 
+class _Known(NamedTuple):
+    """What the provider was asked for since keys were last forgotten, and what was derived from it."""
+
+    current: dict[bytes, Key]
+    keys: dict[tuple[bytes, str], Key]
+    derived: dict[tuple[bytes, str, bytes, bytes], _DataKey]
+
+
 class EncryptedVault(Vault):
     """See the module."""
 
@@ -141,18 +149,14 @@ class EncryptedVault(Vault):
     def __init__(self, identity: Identity, keys: KeyProvider) -> None:
         super().__init__(identity)
         self._provider = keys
-        self._current: dict[bytes, Key] = {}
-        self._derived: dict[tuple[bytes, str, bytes, bytes], _DataKey] = {}
+        self._known = _Known({}, {}, {})
 
     def name(self, namespace: bytes, key: bytes) -> bytes:
         named = bytes((len(namespace),)) + namespace + key
         return hashlib.blake2b(named, digest_size=32, key=self._identity.secret, person=b"kvtier name").digest()
 
     def check_writable(self, namespace: bytes) -> None:
-        try:
-            self._current_key(namespace)
-        except KeyMissing as e:
-            raise WrongKeys(str(e)) from e
+        self._key_of(self._known, namespace, None)
 
     def content_hasher(self, namespace: bytes) -> blake3.blake3:
         purpose = b"kvtier content" + self._identity.store_id
@@ -194,13 +198,12 @@ class EncryptedVault(Vault):
 
     def is_current(self, block: Named) -> bool:
         try:
-            return _split(block.meta)[1] == self._current_key(block.namespace).key_id
+            return _split(block.meta)[1] == self._key_of(self._known, block.namespace, None).key_id
         except DecryptError:
             return True  # another key would not make it better
 
     def forget_keys(self) -> None:
-        self._current.clear()
-        self._derived.clear()
+        self._known = _Known({}, {}, {})  # what is being asked for now goes into the old one
 
     @property
     def _meta_purpose(self) -> bytes:
@@ -208,28 +211,32 @@ class EncryptedVault(Vault):
 
     def _key(self, namespace: bytes, key_id: str | None, salt: bytes, purpose: bytes, length: int = 32) -> _DataKey:
         """Derived from a key of the namespace (None: its current one). Raises :class:`KeyMissing`."""
-        if key_id is None:
-            key_id = self._current_key(namespace).key_id
-        at = namespace, key_id, salt, purpose
-        if (found := self._derived.get(at)) is not None:
+        known = self._known
+        key = self._key_of(known, namespace, key_id)
+        at = namespace, key.key_id, salt, purpose
+        if (found := known.derived.get(at)) is not None:
             return found
-        derived = _derive(self._ask(namespace, key_id), salt, purpose + b"\0" + namespace, length)
-        if len(self._derived) >= _CACHED_MAX:
-            self._derived.clear()
-        self._derived[at] = derived
-        return derived
+        if len(known.derived) >= _CACHED_MAX:
+            known.derived.clear()
+        return known.derived.setdefault(at, _derive(key, salt, purpose + b"\0" + namespace, length))
 
-    def _current_key(self, namespace: bytes) -> Key:
-        found = self._current.get(namespace)
-        if found is None:
-            found = self._current[namespace] = self._ask(namespace, None)
+    def _key_of(self, known: _Known, namespace: bytes, key_id: str | None) -> Key:
+        """A key of the namespace (None: its current one), which the provider is asked for once."""
+        if key_id is None:
+            if (current := known.current.get(namespace)) is None:
+                current = known.current[namespace] = self._ask(namespace, None)
+                known.keys.setdefault((namespace, current.key_id), current)
+            return current
+        if (found := known.keys.get((namespace, key_id))) is None:
+            found = known.keys[namespace, key_id] = self._ask(namespace, key_id)
         return found
 
     def _ask(self, namespace: bytes, key_id: str | None) -> Key:
         try:
             return ask(self._provider, namespace, key_id)
         except Exception as e:
-            raise KeyMissing(f"key {key_id or '(current)'} of namespace {namespace!r}: {type(e).__name__}: {e}") from e
+            kind = KeyMissing if isinstance(e, LookupError) else KeyUnavailable
+            raise kind(f"key {key_id or '(current)'} of namespace {namespace!r}: {type(e).__name__}: {e}") from e
 
 
 def _segment_purpose(place: Place) -> bytes:

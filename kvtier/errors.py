@@ -103,7 +103,7 @@ class StoreUnwritable(StoreError):
 
 
 class UnsafeFolder(StoreError):
-    """A folder of the store, or a file in it, belongs to another user or could have been written by one, or is a
+    """A folder of the store, or a file in it, belongs to another user or could have been written by any, or is a
     symbolic link where there should be none. Nothing of it was read or changed."""
 
 

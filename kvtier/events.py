@@ -90,8 +90,8 @@ class SegmentLost(Event):
 
 @dataclass(frozen=True, slots=True)
 class AccessNarrowed(Event):
-    """Other users could read a folder of the store, or files in it: now nobody but the owner can. ``modes``: how many
-    were changed."""
+    """Other users could read a folder of the store or files in it, or its group could use them: now only the owner can.
+    ``modes``: how many were changed."""
 
     folder: str
     modes: int
@@ -99,7 +99,8 @@ class AccessNarrowed(Event):
 
 @dataclass(frozen=True, slots=True)
 class FolderExposed(Event):
-    """Every user can write to ``parent``, which has no sticky bit, and so put another folder in this one's place."""
+    """Every user can write to ``parent``, which has no sticky bit, and so put another folder in this one's place; or
+    ``parent`` is the folder itself: others can use it, and its mode could not be narrowed."""
 
     folder: str
     parent: str

@@ -36,6 +36,7 @@ class Front:
         self.queue = WriteQueue(queue_bytes_max, self._lock, first_seq)
         self.ram_hits = 0
         self.queue_hits = 0
+        self.forgotten = 0
         self._pins: dict[int, int] = {}
         self._closed = False
 
@@ -104,10 +105,12 @@ class Front:
             if on_disk:
                 self.queue.add(block_id, None)
 
-    def keep(self, block_id: int, block: RamBlock, is_current: Callable[[], bool]) -> None:
-        """Cache a block that was read from disk, unless memory or the index knows something newer."""
+    def keep(self, block_id: int, block: RamBlock, since: int, is_current: Callable[[], bool]) -> None:
+        """Cache a block that was read from disk, unless memory or the index knows something newer, or all was
+        forgotten ``since``, which is what :attr:`forgotten` was."""
         with self._lock:
-            if self.queue.find(block_id) is None and self.ram.peek(block_id) is None and is_current():
+            is_new = self.queue.find(block_id) is None and self.ram.peek(block_id) is None
+            if is_new and self.forgotten == since and is_current():
                 self.ram.put(block_id, block)
 
     def forget(self, block_id: int) -> None:
@@ -118,6 +121,7 @@ class Front:
     def forget_all(self) -> None:
         """Drop everything from RAM; what is still to be written stays readable in the queue."""
         with self._lock:
+            self.forgotten += 1
             self.ram.clear()
 
     # -- pins ---------------------------------------------------------------------------------------

@@ -73,11 +73,16 @@ def key_file(path: str | os.PathLike[str]) -> KeyProvider:
     return single_key(found)
 
 
+def is_key_id(key_id: object) -> bool:
+    """Whether it is one: 1 to 32 printable ASCII characters."""
+    is_text = isinstance(key_id, str) and key_id.isascii() and key_id.isprintable()
+    return is_text and 1 <= len(key_id) <= KEY_ID_BYTES_MAX  # type: ignore[arg-type]
+
+
 def ask(provider: KeyProvider, namespace: bytes | None, key_id: str | None = None) -> Key:
     """The key, checked. Raises :class:`LookupError` as the provider does, :class:`WrongKeys` for what is no key."""
     key = provider(namespace, key_id)
-    is_named = isinstance(key.key_id, str) and key.key_id.isascii() and key.key_id.isprintable()
-    if not is_named or not 1 <= len(key.key_id) <= KEY_ID_BYTES_MAX:
+    if not is_key_id(key.key_id):
         raise WrongKeys(f"a key's id must be 1 to {KEY_ID_BYTES_MAX} printable ASCII characters, not {key.key_id!r}")
     if not isinstance(key.secret, bytes) or len(key.secret) != KEY_BYTES:
         raise WrongKeys(f"key {key.key_id!r} is not {KEY_BYTES} bytes")

@@ -75,6 +75,7 @@ class Recovery:
         self._block_id = block_id
         self._store_id = store_id
         self.report = Report()
+        self._unread: set[SegmentId] = set()
         self._tails: dict[SegmentId, int] = {}  # segments with records behind what was committed, and how far that is
 
     def run(self) -> Report:
@@ -92,15 +93,19 @@ class Recovery:
 
     def _agree(self) -> bool:
         """Reconcile, or rebuild; False if the index is too small for it (either can be done again)."""
+        self._tails = {}
+        for tier in self._tiers:
+            tier.uncommitted.clear()
         try:
             with self._index.read() as view:
                 is_complete = view.is_complete()
             try:
                 if not is_complete:
                     raise _IndexIsBehind
-                self._tails = {}
-                for tier in self._tiers:
-                    self._reconcile(tier)
+                missing = [(tier, self._take_stock(tier)) for tier in self._tiers]  # no commit before all is known
+                self._note_tails()
+                for tier, numbers in missing:
+                    self._forget_segments(tier, numbers)
                 self._replay_tails()
             except (_IndexIsBehind, IndexDamaged):
                 self._rebuild()
@@ -111,20 +116,20 @@ class Recovery:
 
     # -- the usual way ------------------------------------------------------------------------------
 
-    def _reconcile(self, tier: DiskTier) -> None:
+    def _take_stock(self, tier: DiskTier) -> set[int]:
+        """Take account of the segments that are there; returns the numbers of those that should be."""
         with self._index.read() as view:
             known = view.segments(tier.tier_no)
             counter = view.counter(f"next_segment:{tier.tier_no}")
         there = set(tier.list_segments())
         tier.next_segment_no = max(counter, 1)
-        if missing := set(known) - there:
-            self._forget_segments(tier, missing)
         for number in sorted(there):
             entry = known.get(number)
             if entry is None and number < counter:
                 tier.drop(number)
             else:
                 self._take_account(tier, number, entry or SegmentEntry(0, 0, False))
+        return set(known) - there
 
     def _take_account(self, tier: DiskTier, number: int, entry: SegmentEntry) -> None:
         try:
@@ -139,17 +144,17 @@ class Recovery:
         elif segment.length > entry.committed_len and not entry.sealed:
             self._tails[tier.tier_no, number] = entry.committed_len
 
-    def _replay_tails(self) -> None:
-        """Take in what stands behind the last commit, in all tiers.
+    def _note_tails(self) -> None:
+        """Tell the index of segments with records behind its last commit, so that nothing drops one before its turn
+        has come: neither a commit that takes the last block that is known of it, nor the next opening, if this one
+        does not end."""
+        if self._tails:
+            with self._ledger.change() as change:
+                change.keep.update(self._tails)
+                change.live.update(dict.fromkeys(self._tails, 0))
 
-        First the index is told of these segments, so that nothing drops one before its turn has come: neither a
-        commit that takes the last block that is known of it, nor the next opening, if this one does not end.
-        """
-        if not self._tails:
-            return
-        with self._ledger.change() as change:
-            change.keep.update(self._tails)
-            change.live.update(dict.fromkeys(self._tails, 0))
+    def _replay_tails(self) -> None:
+        """Take in what stands behind the last commit, in all tiers."""
         tiers = {t.tier_no: t for t in self._tiers}
         for (tier_no, number), committed_len in list(self._tails.items()):
             try:
@@ -182,6 +187,8 @@ class Recovery:
 
     def _forget_segments(self, tier: DiskTier, missing: set[int]) -> None:
         """Segments that the index names and the folder lacks: their blocks are gone."""
+        if not missing:
+            return
         for number in sorted(missing):
             self._signals.emit(SegmentLost(tier.name, number))
         with self._index.read() as view:
@@ -230,6 +237,7 @@ class Recovery:
 
     def _rebuild(self) -> None:
         """Make the index anew. If it does not come to its end, the next opening starts from nothing again."""
+        self._tails, self._unread = {}, set()
         with self._index.write() as txn:
             txn.clear()
         for tier in self._tiers:
@@ -253,10 +261,20 @@ class Recovery:
         with self._index.read() as view:
             held = [content_id for content_id, _ in view.contents(tier.tier_no)]
         tier.uncommitted.update(numbers)
+        self._keep_unread(tier)
         for content_ids in _batches(iter(held)):
             with self._ledger.change() as change:
                 for content_id in content_ids:
                     change.release(tier.tier_no, content_id)
+
+    def _keep_unread(self, tier: DiskTier) -> None:
+        """Segments that could not be read, or are not what they should be, are counted as wholly alive, so that
+        nothing drops them: another rebuild may read them."""
+        with self._ledger.change() as change:
+            for tier_no, number in self._unread:
+                if tier_no == tier.tier_no:
+                    segment = tier.segments.get(number)
+                    change.live[tier_no, number] += segment.length if segment else 1
 
     def _hold_contents(self, tier: DiskTier, records: Sequence[Written], segments: Sequence[int]) -> None:
         with self._ledger.change() as change:
@@ -270,6 +288,7 @@ class Recovery:
         except OSError as e:
             self._signals.count("segments_unreadable")
             tier.health.last_error = str(e)
+            self._unread.add((tier.tier_no, number))
             return False
         return True
 
@@ -292,6 +311,7 @@ class Recovery:
                 finally:
                     self._fs.close(fd)
             except (FormatError, OSError):
+                self._unread.add((tier.tier_no, number))
                 if not walked:
                     self.report.damaged += 1
                     self._signals.count("segments_unreadable")

@@ -27,7 +27,7 @@ from kvtier.blocks import (
 from kvtier.buffers import byte_views, owned
 from kvtier.clock import Clock, SystemClock
 from kvtier.config import Config
-from kvtier.errors import FlushError, ForkedStore, LimitError, ReadOnlyStore, StoreClosed
+from kvtier.errors import FlushError, ForkedStore, LimitError, ReadOnlyStore, StoreClosed, WrongKeys
 from kvtier.events import Listener, Signals, WriteSkipped
 from kvtier.front import Front
 from kvtier.fs import FileSystem, default_file_system
@@ -40,7 +40,7 @@ from kvtier.reads import Reads
 from kvtier.stats import StoreStats, stats_of
 from kvtier.tiers.ram import RamBlock, RamTier
 from kvtier.tiers.reading import Located, Wanted
-from kvtier.vault import Vault
+from kvtier.vault import KeyMissing, Vault
 
 _MATCH_AT_ONCE = 64
 
@@ -167,7 +167,10 @@ class Store:
         self._check_writable()
         wanted = self._wanted(key, namespace)
         check_meta(meta)
-        self._vault.check_writable(namespace)
+        try:
+            self._vault.check_writable(namespace)
+        except KeyMissing as e:
+            raise WrongKeys(str(e)) from e
         views = byte_views(buffers, self._value_bytes_max)
         parent_id = NO_PARENT if parent is None else self._wanted(parent, namespace).block_id
         block = RamBlock(namespace, key, parent_id, meta, tuple(v.toreadonly() if give else owned(v) for v in views))
@@ -227,7 +230,8 @@ class Store:
         The key provider is asked anew for all keys. Once this returns, older keys may be dropped. Blocks whose key
         is gone, or whose namespace has none, stay as they are: misses. May take long; reads and puts go on.
         Raises :class:`kvtier.ReadOnlyStore`, :class:`kvtier.WrongKeys` (no key for the store itself), and
-        :class:`OSError` or :class:`kvtier.FlushError` if something could not be written.
+        :class:`OSError` or :class:`kvtier.FlushError` if something could not be read or written, or its key not be had
+        now: then older keys are still needed.
         """
         self._check_writable()
         if self._back is None:
@@ -242,7 +246,8 @@ class Store:
         and what is on disk can be read by nobody.
         """
         self._check_open()
-        self._vault.forget_keys()
+        if self._back is not None:
+            self._back.forget_keys()
         self._front.forget_all()
 
     # -- reading ------------------------------------------------------------------------------------

@@ -26,7 +26,11 @@ class DecryptError(ValueError):
 
 
 class KeyMissing(LookupError):
-    """The key that they were encrypted with is not to be had now: nothing is known of them, good or bad."""
+    """The key that they were encrypted with is not there: nothing is known of them, good or bad."""
+
+
+class KeyUnavailable(KeyMissing):
+    """The key provider failed: the key may be there another time."""
 
 
 class Named(Protocol):
@@ -64,7 +68,7 @@ class Vault:
         return self._identity.content_hasher(namespace)
 
     def check_writable(self, namespace: bytes) -> None:
-        """Raises :class:`kvtier.WrongKeys` if there is no key to store anything with in this namespace."""
+        """Raises :class:`KeyMissing` if there is no key to store anything with in this namespace."""
 
     def encrypt_meta(self, block: Named, meta: bytes) -> bytes:
         """How metadata are stored, bound to all else that names ``block``. Raises :class:`KeyMissing`."""

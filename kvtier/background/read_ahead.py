@@ -85,6 +85,7 @@ class ReadAhead:
         self._waiting = deque(self._batches)
         self._held = self._held_bytes = 0
         self._reading_bytes = 0
+        self._is_wanted = True
 
     def outcomes(self) -> Iterator[Outcome]:
         """Of all blocks, in order."""
@@ -95,8 +96,7 @@ class ReadAhead:
                 yield from _drained(future.result())
                 self._consumed(size_of(batch))
         finally:
-            with self._lock:
-                self._waiting.clear()
+            self._is_wanted = False  # without the lock: the garbage collector may end this wherever it runs
 
     def _consumed(self, nbytes: int) -> None:
         with self._lock:
@@ -106,7 +106,7 @@ class ReadAhead:
 
     def _launch(self) -> None:
         with self._lock:
-            while self._waiting and self._may_read(size_of(self._waiting[0][0])):
+            while self._is_wanted and self._waiting and self._may_read(size_of(self._waiting[0][0])):
                 batch, future = self._waiting.popleft()
                 nbytes = size_of(batch)
                 self._held += 1

@@ -44,6 +44,17 @@ class Subject:
     tiers: Sequence[TierFolder]
     index: LmdbIndex | None
 
+    def check_label(self, tier: TierFolder) -> None:
+        """Read a tier's label from its disk. :class:`OSError` or a :class:`kvtier.StoreError` if that disk is not
+        there or does not read at all."""
+        path = os.path.join(tier.folder, TIER_FILE)
+        fd = self.fs.open(path)
+        try:
+            self.fs.drop_cache(fd)  # what memory still holds says nothing of the disk
+        finally:
+            self.fs.close(fd)
+        check_tier(self.fs, path, self.store_id, tier.name, tier.tier_no)
+
 
 def folder_of(config: Config, fs: FileSystem) -> str:
     """The store's folder. Raises :class:`kvtier.NotAStore` if there is no store."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from kvtier.assembly import config_of
-from kvtier.check.accounts import check_accounts
+from kvtier.check.accounts import check_accounts, check_finished
 from kvtier.check.blocks import BlockCheck
 from kvtier.check.report import Report
 from kvtier.check.segments import Progress, Walked, Walker
@@ -24,7 +24,8 @@ def verify(
     of them. Only damage to what a block needs counts as damage. Takes memory for each payload in the store.
 
     Raises :class:`kvtier.ConfigError`, a :class:`kvtier.StoreError` that says why the store cannot be looked at (one
-    is that this process has it open itself), or :class:`OSError`.
+    is that this process has it open itself), or :class:`OSError`: a disk that fails as a whole, or an index that is
+    being made anew, says nothing about damage.
     """
     config = config_of(source)
     fs = default_file_system()
@@ -38,11 +39,16 @@ def verify(
 def audit(
     subject: Subject, report: Report, *, payloads: bool, progress: Progress | None
 ) -> tuple[Walked, BlockCheck | None]:
-    """Find all damage, segments first; the blocks are checked if there is an index."""
+    """Find all damage, segments first; the blocks are checked if there is an index.
+
+    :class:`OSError` if a disk fails on the way, or the index is being made anew.
+    """
+    if subject.index is not None:
+        check_finished(subject.index)
     walked = Walker(subject, report, payloads=payloads).walk(progress)
     if subject.index is None:
         return walked, None
     blocks = BlockCheck(subject, subject.index, report, walked, payloads=payloads)
     blocks.run()
-    check_accounts(subject.index, report)
+    check_accounts(subject.index, report, walked)
     return walked, blocks

@@ -8,6 +8,8 @@ from contextlib import suppress
 from kvtier.index.data_file import DATA_FILE, looks_cut
 from kvtier.index.lmdb_index import LmdbError, LmdbIndex, View
 
+_BEING_MADE = "index: it is being made anew"
+
 
 class FollowingIndex(LmdbIndex):
     """Reads only, and follows the writer: an index that was made anew is another file, and is opened in place of the
@@ -28,6 +30,9 @@ class FollowingIndex(LmdbIndex):
         if self._is_dead or _file_id(self._folder) != self._file:
             self._follow()
         super()._enter()
+        if self._is_dead:  # another thread found, meanwhile, that there is no complete one
+            self._gate.leave()
+            raise OSError(_BEING_MADE)
 
     def _follow(self) -> None:
         """:class:`OSError` if there is no complete index now; the next read tries again."""
@@ -38,7 +43,7 @@ class FollowingIndex(LmdbIndex):
             self._is_dead = True
             self._env.close()
             if file is None or looks_cut(self._folder):
-                raise OSError("index: it is being made anew")
+                raise OSError(_BEING_MADE)
             try:
                 self._open(self._lock)
                 with self._env.begin() as txn:
@@ -46,7 +51,7 @@ class FollowingIndex(LmdbIndex):
             except LmdbError as e:
                 raise OSError(f"index: {e}") from e
             if not is_complete:
-                raise OSError("index: it is being made anew")
+                raise OSError(_BEING_MADE)
             self._file, self._is_dead = file, False
 
 

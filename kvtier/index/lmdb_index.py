@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import lmdb
@@ -21,16 +21,7 @@ import lmdb.verify
 from kvtier.errors import StoreClosed
 from kvtier.index import schema
 from kvtier.index.gate import Gate
-from kvtier.index.schema import (
-    DEPARTURES_A_ROW,
-    DEPARTURES_MAX,
-    BlockEntry,
-    ContentEntry,
-    Departure,
-    IndexDamaged,
-    NamespaceEntry,
-    SegmentEntry,
-)
+from kvtier.index.schema import BlockEntry, ContentEntry, Departure, IndexDamaged, NamespaceEntry, SegmentEntry
 
 ENGINE = "lmdb-0.9"
 LmdbError = lmdb.Error
@@ -102,26 +93,20 @@ class View:
 
     def contents(self, tier_no: int) -> Iterator[tuple[bytes, ContentEntry]]:
         """Every sound content entry of a tier, by content id."""
-        cursor = self._txn.cursor(db=self._ix.contents)
-        if cursor.set_range(bytes((tier_no,))):
-            for key, value in cursor:
-                if key[0] != tier_no:
-                    break
-                entry = _checked(schema.decode_content, key, value)
-                if entry is not None:
-                    yield key[1:], entry
+        for key, value in self._rows(self._ix.contents, tier_no):
+            entry = _checked(schema.decode_content, key, value)
+            if entry is not None:
+                yield key[1:], entry
 
     def segments(self, tier_no: int) -> dict[int, SegmentEntry]:
         """All segments of a tier, by number. :class:`IndexDamaged` if an entry does not pass its checksum."""
-        found = {}
-        cursor = self._txn.cursor(db=self._ix.segments)
+        rows = self._rows(self._ix.segments, tier_no)
+        return {schema.split_segment_key(key)[1]: schema.decode_segment(key, value) for key, value in rows}
+
+    def _rows(self, db: Any, tier_no: int) -> Iterator[tuple[bytes, bytes]]:
+        cursor = self._txn.cursor(db=db)
         if cursor.set_range(bytes((tier_no,))):
-            for key, value in cursor:
-                tier, number = schema.split_segment_key(key)
-                if tier != tier_no:
-                    break
-                found[number] = schema.decode_segment(key, value)
-        return found
+            yield from takewhile(lambda row: row[0][0] == tier_no, cursor)
 
     def departure(self, block_id: int) -> Departure | None:
         """The newest departure of a block that is remembered."""
@@ -129,14 +114,14 @@ class View:
             return None
         found = []
         for key, value in self._txn.cursor(db=self._ix.departures):
-            row_at = schema.split_row_key(key) * DEPARTURES_A_ROW
+            row_at = schema.split_row_key(key) * schema.DEPARTURES_A_ROW
             for slot, departure in schema.departures_of(block_id, _checked(schema.decode_row, key, value) or b""):
                 found.append((self._age(row_at + slot), departure))
         return min(found)[1] if found else None
 
     def _age(self, place: int) -> int:
         """How many departures are newer than the one in this place of the ring."""
-        return (self.counter(_DEPARTURES) - 1 - place) % DEPARTURES_MAX
+        return (self.counter(_DEPARTURES) - 1 - place) % schema.DEPARTURES_MAX
 
     def damaged(self) -> int:
         """How many entries of blocks, contents and segments do not pass their checksums."""
@@ -204,7 +189,7 @@ class WriteTxn(View):
         count = self.counter(_DEPARTURES)
         rows: dict[int, bytearray] = {}
         for departure in departures:
-            row_no, slot = divmod(count % DEPARTURES_MAX, DEPARTURES_A_ROW)
+            row_no, slot = divmod(count % schema.DEPARTURES_MAX, schema.DEPARTURES_A_ROW)
             if row_no not in rows:
                 rows[row_no] = self._row(row_no)
             schema.set_departure(rows[row_no], slot, departure)
@@ -243,6 +228,15 @@ class WriteTxn(View):
         ix = self._ix
         for db in (ix.blocks, ix.contents, ix.segments, ix.departures, ix.namespaces, ix.meta):
             self._txn.drop(db, delete=False)
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """What LMDB raises inside leaves as an :class:`OSError`."""
+    try:
+        yield
+    except lmdb.Error as e:
+        raise OSError(f"index: {e}") from e
 
 
 def _checked(decode: Any, key: bytes, value: bytes) -> Any:
@@ -304,10 +298,8 @@ class LmdbIndex:
         """:class:`OSError` if the index cannot be read, :class:`StoreClosed` if it was closed."""
         self._enter()
         try:
-            with self._begin() as txn:
+            with _as_os_error(), self._begin() as txn:
                 yield View(self, txn)
-        except lmdb.Error as e:
-            raise OSError(f"index: {e}") from e
         finally:
             self._gate.leave()
 
@@ -333,10 +325,10 @@ class LmdbIndex:
 
     def grow(self) -> bool:
         """Double the map, once no read is under way; False if it cannot be. Not inside a transaction."""
-        size = int(self._env.info()["map_size"]) * 2
-        if size > _MAP_BYTES_MAX:
-            return False
         try:
+            size = int(self._env.info()["map_size"]) * 2
+            if size > _MAP_BYTES_MAX:
+                return False
             with self._gate.closed():
                 self._env.set_mapsize(size)
         except lmdb.Error:
@@ -349,36 +341,41 @@ class LmdbIndex:
         """Commit on leaving the block, durably; roll back on an exception. Not inside ``read``. :class:`IndexFull` if
         the map is full, :class:`OSError` if the disk fails."""
         try:
-            if self._is_dead:
-                self._revive()
+            self.ensure_alive()
             self._env.reader_check()  # one that was killed would keep old pages from being used again
             with self._env.begin(write=True) as txn:
                 yield WriteTxn(self, txn)
         except (lmdb.MapFullError, lmdb.TxnFullError) as e:
             raise IndexFull(str(e)) from e
         except lmdb.Error as e:
-            with suppress(lmdb.Error):
-                self._revive()
+            with suppress(OSError):
+                self._is_dead = self._refuses()
+                self.ensure_alive()
             raise OSError(f"index: {e}") from e
 
-    def _revive(self) -> None:
-        """After an error in the middle of a commit LMDB refuses everything until it is opened anew. Only the writing
-        thread may do that: the commit must have returned."""
-        if not self._is_dead:
-            with suppress(lmdb.Error):
-                self._env.begin().abort()
-                return
-        self._is_dead = True  # until it is open: the next write tries again
-        with self._gate.closed():
-            self._env.close()
-            self._open(lock=True)
-        self._is_dead = False
+    def ensure_alive(self) -> None:
+        """Open the index anew if an error left it dead: until then every read fails. Writing thread only, and not
+        inside ``read``. :class:`OSError` if it cannot be; the next call tries again."""
+        if self._is_dead and not self._is_closed:
+            with _as_os_error(), self._gate.closed():
+                self._env.close()
+                self._open(lock=True)
+            self._is_dead = False
+
+    def _refuses(self) -> bool:
+        """Whether LMDB refuses everything until it is opened anew, as it does after an error inside a commit."""
+        try:
+            self._env.begin().abort()
+        except lmdb.Error:
+            return True
+        return False
 
     def disk_bytes(self) -> int:
-        """Bytes of the map in use (pages handed out so far)."""
+        """Bytes of the map in use (pages handed out so far: it never shrinks). Raises as :meth:`read` does."""
         self._enter()
         try:
-            return int(self._env.info()["last_pgno"] + 1) * int(self._env.stat()["psize"])
+            with _as_os_error():
+                return int(self._env.info()["last_pgno"] + 1) * int(self._env.stat()["psize"])
         finally:
             self._gate.leave()
 

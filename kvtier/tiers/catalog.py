@@ -159,9 +159,9 @@ class Change:
             new = SegmentEntry(
                 committed.get(segment_id, old.committed_len),
                 max(0, old.live_bytes + self.live[segment_id]),
-                segment_id not in active and segment_id not in self.keep,
+                old.sealed or (segment_id not in active and segment_id not in self.keep),
             )
-            if new.sealed and not new.live_bytes:
+            if new.sealed and not new.live_bytes and segment_id not in self.keep:
                 self.txn.del_segment(*segment_id)
                 self.dropped.append(segment_id)
             else:

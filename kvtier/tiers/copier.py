@@ -66,8 +66,9 @@ class Copier:
             head = source.check(source.fetch([(extent, [stored])]))[0]
             if isinstance(head, FormatError):
                 raise head
+            target.vault.check_writable(entry.namespace)
             encoded = source.decrypt(head, extent, stored)
-            codec_id, payload = self._for_target(entry, plain_codec(content.codec), encoded, target)
+            codec_id, payload = self._for_target(entry, plain_codec(head.codec), encoded, target)
         except KeyMissing:
             self._signals.count("key_missing")
             return None

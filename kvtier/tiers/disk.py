@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from kvtier.clock import Clock
 from kvtier.events import Signals, TierResumed, TierSuspended
 from kvtier.fs import FileSystem
 from kvtier.identity import TIER_FILE
-from kvtier.policy.base import CompactionPolicy, EvictionPolicy, PromotionPolicy, SegmentFacts
+from kvtier.policy.base import NO_PARENT, CompactionPolicy, EvictionPolicy, PromotionPolicy, SegmentFacts
 from kvtier.segment.format import (
     SEGMENT_HEADER_BYTES,
     STATE_OFFSET,
@@ -46,11 +47,13 @@ class Freed:
 
 @dataclass(slots=True)
 class Segment:
-    """A segment on disk. ``length`` is the file's, ``disk_bytes`` what it occupies after punching."""
+    """A segment on disk. ``length`` is the file's, ``disk_bytes`` what it occupies after punching, ``committed_len``
+    how far a commit covered it: 0 if none did."""
 
     length: int
     disk_bytes: int
     live_bytes: int = 0
+    committed_len: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +133,11 @@ class DiskTier:
         return [SegmentFacts(no, s.disk_bytes, s.live_bytes) for no, s in self.segments.items() if no != self.active_no]
 
     def know(self, segment_no: int, live_bytes: int) -> Segment:
-        """Take account of a segment file that is there. :class:`OSError` if it cannot be opened."""
+        """Take account of a segment file that is there, as covered by a commit: what is not has to be taken in, or
+        :meth:`cut`. :class:`OSError` if it cannot be opened."""
         with self._files.lease(segment_no) as fd:
-            segment = Segment(self._fs.size(fd), self._fs.disk_bytes(fd), live_bytes)
+            length = self._fs.size(fd)
+            segment = Segment(length, self._fs.disk_bytes(fd), live_bytes, length)
         self.segments[segment_no] = segment
         self.next_segment_no = max(self.next_segment_no, segment_no + 1)
         return segment
@@ -245,7 +250,7 @@ class DiskTier:
         """Give up what a segment holds beyond ``length``. The next commit seals it, so that this holds even if
         the file cannot be cut now."""
         segment = self.segments[segment_no]
-        segment.length = length
+        segment.length = segment.committed_len = length
         self.uncommitted.add(segment_no)
         try:
             fd = self._fs.open(self.path_of(segment_no), write=True)
@@ -366,6 +371,18 @@ class DiskTier:
         """Whether the tier's folder is the one with its label, not gone and not the empty place where its disk was
         mounted (so that a missing file means a lost segment)."""
         return self._fs.exists(os.path.join(self.setup.folder, TIER_FILE))
+
+    @contextmanager
+    def holding(self, blocks: Iterable[int]) -> Iterator[None]:
+        """Inside, these blocks are not evicted: a chain longer than its tier keeps its beginning, not its end."""
+        policy, held = self.policy, [b for b in blocks if b != NO_PARENT]
+        for block in held:
+            policy.hold(block)
+        try:
+            yield
+        finally:
+            for block in held:
+                policy.release(block)
 
     def reset_policy(self) -> None:
         """Forget what the eviction policy knows; it is told anew from the index when next needed."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvtier.blocks import Buffer
+from kvtier.identity import CONTENT_ID_BYTES
 from kvtier.index.schema import BlockEntry
 from kvtier.segment.format import NO_SUM, RecordHead, RecordKind
 from kvtier.segment.writer import Draft
+from kvtier.tiers.ram import RamBlock
 from kvtier.vault import ENCRYPTED, Vault
 
 
@@ -33,6 +35,27 @@ class NewBlock:
         """Whether the index says exactly this already."""
         mine = (self.content_id, self.lengths, self.meta, self.parent_id)
         return mine == (entry.content_id, entry.lengths, entry.meta, entry.parent_id)
+
+
+def new_block(vault: Vault, block_id: int, seq: int, block: RamBlock, name: bytes | None = None) -> NewBlock:
+    """A block from memory. ``name``: what its key is called on disk, if that is what its key is already.
+
+    Raises :class:`KeyMissing`.
+    """
+    hasher = vault.content_hasher(block.namespace)
+    for buffer in block.buffers:
+        hasher.update(buffer)
+    new = NewBlock(
+        block_id,
+        seq,
+        block.namespace,
+        vault.name(block.namespace, block.key) if name is None else name,
+        block.parent_id,
+        b"",
+        block.buffers,
+        hasher.digest(length=CONTENT_ID_BYTES),
+    )
+    return replace(new, meta=vault.encrypt_meta(new, block.meta))
 
 
 def head_of(block: NewBlock | BlockEntry, kind: RecordKind, codec_id: int, stored_len: int) -> RecordHead:

@@ -9,16 +9,17 @@ Threads: the store's background worker only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 
 from kvtier import codec
 from kvtier.blocks import Buffer
 from kvtier.events import BlockQuarantined, Signals
 from kvtier.index.lmdb_index import LmdbIndex, View
-from kvtier.index.schema import BlockEntry, IndexDamaged, NamespaceEntry, Reason
-from kvtier.policy.base import NO_PARENT, EvictionPolicy
+from kvtier.index.schema import BlockEntry, NamespaceEntry, Reason
+from kvtier.policy.base import NO_PARENT
 from kvtier.segment.format import RecordKind
 from kvtier.segment.writer import Draft, Written
 from kvtier.tiers.census import read_census
@@ -26,6 +27,7 @@ from kvtier.tiers.copier import Copier
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.drafts import NewBlock, head_of, payload_draft
 from kvtier.tiers.ledger import Ledger
+from kvtier.vault import KeyMissing
 
 Encoded = dict[bytes, tuple[int, list[Buffer]]]  # content id: codec and stored payload
 Place = tuple[int, int]  # segment number, offset
@@ -58,25 +60,26 @@ class Ladder:
 
     def used_bytes(self, tier: DiskTier) -> int:
         """What counts against the tier's cap: its segments, and for the first tier the index too."""
-        return tier.disk_bytes + (self._index.disk_bytes() if tier is self.tiers[0] else 0)
+        return tier.disk_bytes + (self.index_bytes if tier is self.tiers[0] else 0)
 
     @property
     def index_bytes(self) -> int:
-        """What the index occupies on disk."""
-        return self._index.disk_bytes()
+        """What the index occupies on disk; 0 while it cannot be read."""
+        with suppress(OSError):
+            return self._index.disk_bytes()
+        return 0
 
     def known(self, block_ids: Sequence[int]) -> list[int]:
         """Those of the blocks that are on some tier."""
+        self._index.ensure_alive()
         with self._index.read() as view:
             return [b for b in block_ids if view.block(b) is not None]
 
     def count_blocks(self) -> int:
         """Blocks on all disk tiers; 0 while the index cannot be read."""
-        try:
-            with self._index.read() as view:
-                return view.count_blocks()
-        except OSError:
-            return 0
+        with suppress(OSError), self._index.read() as view:
+            return view.count_blocks()
+        return 0
 
     def namespaces(self, count_max: int) -> dict[bytes, NamespaceEntry] | None:
         """What the first namespaces have on all disk tiers; None if it is not known."""
@@ -92,6 +95,7 @@ class Ladder:
 
         :class:`OSError` or :class:`NoRoom`: none of it happened.
         """
+        self._index.ensure_alive()
         top = self.tiers[0]
         self._renounce_doubted(puts)
         encoded: Encoded = {}
@@ -201,17 +205,11 @@ class Ladder:
     def _abandon(self, tier: DiskTier) -> None:
         """Give up what was appended since the last commit: no index names it. Such segments are never appended to
         again (after a failed sync they may have lost what they claim to hold), and new ones go away."""
-        touched = tier.leave()
-        for segment_no in touched:
-            try:
-                with self._index.read() as view:
-                    entry = view.segment(tier.tier_no, segment_no)
-            except (IndexDamaged, OSError):
-                continue
-            if entry is None:
-                tier.drop(segment_no)
+        for segment_no in tier.leave():
+            if committed_len := tier.segments[segment_no].committed_len:
+                tier.cut(segment_no, committed_len)
             else:
-                tier.cut(segment_no, entry.committed_len)
+                tier.drop(segment_no)
 
     def _orphans(self, drafts: Sequence[tuple[int, Draft]]) -> set[int]:
         """Blocks whose parent is named but not stored, and their descendants: of no use in any prefix."""
@@ -240,22 +238,34 @@ class Ladder:
         The last tier, where to evict is to lose, keeps what they extend.
         """
         parents = {d.head.parent_id for _, d in drafts} if tier is self.tiers[-1] else set()
-        with _held(tier.policy, parents):
+        with tier.holding(parents):
             self._evict_for(tier, self._need(tier, drafts))
 
     def keep_caps(self) -> None:
-        """Evict where a tier is above its cap, as far as can be."""
+        """Evict where a tier is above its cap, as far as can be; nothing is lost because the tier below fails now."""
         for tier in self.tiers:
-            with suppress(OSError, NoRoom):
-                self._evict_for(tier, 0)
+            try:
+                self._index.ensure_alive()
+                self._evict_for(tier, 0, may_lose=False)
+            except (OSError, NoRoom):
+                self._signals.count("caps_not_kept")
 
-    def _evict_for(self, tier: DiskTier, need: int) -> None:
+    def _evict_for(self, tier: DiskTier, need: int, *, may_lose: bool = True) -> None:
+        """Evict until ``need`` bytes fit. :class:`NoRoom` if they cannot; nothing is, if they never could."""
+        evict = self._evict if may_lose else partial(self._evict, may_lose=False)
+        index = self.used_bytes(tier) - tier.disk_bytes  # its file never shrinks
+        if index + need > tier.setup.bytes_max:
+            raise NoRoom(f"tier {tier.name}: {need} bytes do not fit even when it is empty")
         while (over := self.used_bytes(tier) + need - tier.setup.bytes_max) > 0:
             self.ledger.load_policies()  # anew, if a commit has failed meanwhile
             before = tier.disk_bytes
-            victims = self._victims(tier, over)
-            self._evict(tier, victims)
-            freed = tier.disk_bytes < before or self._empty_a_segment(tier)
+            try:
+                victims = self._victims(tier, over)
+                evict(tier, victims)
+                freed = tier.disk_bytes < before or self._empty_a_segment(tier, evict)
+            except BaseException:
+                tier.reset_policy()  # it has given away what stays
+                raise
             if not (freed or victims or self._drop_dead_tail(tier)):
                 raise NoRoom(f"tier {tier.name}: {over} bytes over its cap and nothing to evict")
 
@@ -272,21 +282,24 @@ class Ladder:
                     size -= entry.record_len
         return victims
 
-    def _evict(self, tier: DiskTier, victims: Sequence[int]) -> None:
-        """Demote to the next tier down; what cannot go there, or was in the last one, is dropped."""
+    def _evict(self, tier: DiskTier, victims: Sequence[int], *, may_lose: bool = True) -> None:
+        """Demote to the next tier down; what cannot go there, or was in the last one, is dropped: unless it is only
+        that the tier below fails, and not ``may_lose``. :class:`Suspended`: then it stays."""
         below = self.tiers.index(tier) + 1
         left = list(reversed(victims))  # ancestors first: a chain stands in reading order below
         if below < len(self.tiers):
             moved = self._move(left, tier, self.tiers[below])
             self._signals.count("demotions", len(moved))
             left = [b for b in left if b not in moved]
+            if left and not may_lose:
+                self._check_health(self.tiers[below])
         if left:
             with self.ledger.change() as change:
                 for block_id in left:
                     self.ledger.unlink(change, block_id, Reason.EVICTED)
             self._signals.count("evictions", len(left))
 
-    def _empty_a_segment(self, tier: DiskTier) -> bool:
+    def _empty_a_segment(self, tier: DiskTier, evict: Callable[[DiskTier, Sequence[int]], None]) -> bool:
         """Where holes cannot be punched: evict all that is left in the segment that the policy picks."""
         if tier.can_punch:
             return False
@@ -298,7 +311,7 @@ class Ladder:
             residents = [b for b, e in view.blocks() if self._stands_in(view, e, tier.tier_no, picked)]
         for block_id in residents:
             tier.policy.remove(block_id)
-        self._evict(tier, residents)
+        evict(tier, residents)
         return bool(residents)
 
     def _drop_dead_tail(self, tier: DiskTier) -> bool:
@@ -321,6 +334,7 @@ class Ladder:
 
     def promote(self, block_ids: Sequence[int]) -> None:
         """Move blocks one tier up, those that are below the first, as far as there can be room."""
+        self._index.ensure_alive()
         by_tier: dict[int, list[int]] = {}
         with self._index.read() as view:
             for block_id in dict.fromkeys(block_ids):
@@ -347,21 +361,28 @@ class Ladder:
         except (OSError, NoRoom) as e:
             self._signals.count("move_errors")
             source.health.last_error = str(e)
+        except KeyMissing:  # it went away since the copy was made
+            self._signals.count("key_missing")
         return moved
 
     def rewrite(self, blocks: Sequence[NewBlock], tier: DiskTier) -> None:
         """Write blocks of a tier anew, in that tier. :class:`OSError` or :class:`NoRoom`: none was."""
-        drafts, _ = self._plan(tier, blocks, {})
+        drafts = self._plan_known(tier, blocks)
         if drafts and not self._fits(tier, drafts):
             self._make_room(tier, drafts)
-            drafts, _ = self._plan(tier, [b for b in blocks if self.known([b.block_id])], {})
-        written = self._append(tier, [d for _, d in drafts])
-        self._commit(tier, drafts, written)
+            drafts = self._plan_known(tier, blocks)
+        self._commit(tier, drafts, self._append(tier, [d for _, d in drafts]))
+
+    def _plan_known(self, tier: DiskTier, blocks: Sequence[NewBlock]) -> list[tuple[int, Draft]]:
+        """What has to be appended for those that are still there: what was evicted must not come back."""
+        known = set(self.known([b.block_id for b in blocks]))
+        return self._plan(tier, [b for b in blocks if b.block_id in known], {})[0]
 
     # -- forgetting ---------------------------------------------------------------------------------
 
     def quarantine(self, block_id: int, tier: DiskTier, content_id: bytes, place: Place, reason: str) -> None:
         """Forget the content that stands at ``place`` and cannot be trusted, and every block that needs it."""
+        self._index.ensure_alive()
         with self._index.read() as view:
             content = view.content(tier.tier_no, content_id)
         if content is None or (content.segment_no, content.offset) != place:
@@ -377,16 +398,3 @@ class Ladder:
         while self.ledger.touches_waiting:
             with self.ledger.change():
                 pass
-
-
-@contextmanager
-def _held(policy: EvictionPolicy, blocks: Iterable[int]) -> Iterator[None]:
-    """Inside, these blocks are not evicted: a chain longer than its tier keeps its beginning, not its end."""
-    held = [b for b in blocks if b != NO_PARENT]
-    for block in held:
-        policy.hold(block)
-    try:
-        yield
-    finally:
-        for block in held:
-            policy.release(block)

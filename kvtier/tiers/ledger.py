@@ -134,6 +134,8 @@ class Ledger:
             raise
         for tier in tiers:
             tier.uncommitted.clear()
+        for (tier_no, segment_no), length in committed.items():
+            self._tiers[tier_no].segments[segment_no].committed_len = length
         self._noted.clear()
         self._follow(change)
 

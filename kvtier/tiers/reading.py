@@ -185,11 +185,14 @@ class DiskReader:
 
     def _fill(self, located: Located, targets: Sequence[memoryview]) -> None:
         """Fill the targets with a block's bytes. Raises one of the ``_DOUBTS``, or :class:`KeyMissing`."""
-        raw = located.content.codec == codec.NONE
-        stored = list(targets) if raw else [self._memory(located)]
+        located.tier.check_lengths(located.extent, located.entry.nbytes)
+        raw = located.content.codec == codec.NONE and not located.tier.vault.flag
+        stored = list(targets) if raw else [new_memory(located.content.stored_len)]
         head = self._try(located, stored)
         if not isinstance(head, RecordHead):
             raise head
+        if raw and head.codec != codec.NONE:
+            raise FormatError("the record has another codec")
         if not raw:
             encoded = located.tier.decrypt(head, located.extent, stored[0])
             codec.decode_into(plain_codec(head.codec), encoded, targets)

@@ -118,3 +118,25 @@ def test_a_damaged_index_entry_never_costs_a_segment(tmp_path: Path, db: str) ->
         store.flush()
         assert all(store.get_many(KEYS))
     assert (tmp_path / "t" / "00000001.seg").exists()
+
+
+@pytest.mark.parametrize("problem", ["unreadable", "header"])
+def test_an_index_made_anew_drops_no_segment_that_it_could_not_read(tmp_path: Path, problem: str) -> None:
+    """Nor does the opening after that; and an index that is made anew when it can be read has all of it."""
+    values = filled(tmp_path)
+    segment, data = tmp_path / "t" / "00000001.seg", tmp_path / "index" / "data.mdb"
+    good = segment.read_bytes()
+    data.unlink()
+    fs = BadSectors()
+    if problem == "header":
+        segment.write_bytes(good[:20] + b"x" + good[21:])
+    else:
+        fs.bad = [range(2000, len(good))]  # the smaller files are sound
+    for _ in range(2):
+        with Store.open(config(tmp_path), fs=fs) as store:
+            assert not any(store.get(key) for key in values)
+        assert segment.exists()
+    segment.write_bytes(good)
+    data.unlink()
+    with Store.open(config(tmp_path)) as store:
+        assert all(store.get(key) for key in values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
@@ -15,7 +16,9 @@ import pytest
 from kvtier import Config, MissReason, NotAStore, Store, StoreLocked, TierMissing, WrongKeys, single_key
 from kvtier.check import Kind, Report, rebuild_index, repair, subject, verify
 from kvtier.events import Event, RebuildProgress
-from kvtier.segment.format import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, RecordKind
+from kvtier.fs import OsFileSystem
+from kvtier.segment.format import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, STATE_OFFSET, RecordKind, RecordState
+from kvtier.testing.faulty_fs import Call, FaultyFileSystem
 from kvtier.tiers.reading import Located
 from tests.stores import KIB, config, fill, flip, names, noise, segments, settle, tier, value_of
 
@@ -91,6 +94,12 @@ class Checked:
         with self.open() as store:
             assert {key for key, value in self.values.items() if value_of(store.get(key)) == value} == set(self.values)
 
+    def check_made_anew(self) -> None:
+        """An index made anew knows all blocks."""
+        rebuild_index(self.settings)
+        with self.open() as store:
+            assert {key for key, value in self.values.items() if value_of(store.get(key)) == value} == set(self.values)
+
 
 @pytest.fixture
 def checked(tmp_path: Path) -> Checked:
@@ -130,7 +139,7 @@ def test_progress_ends_with_all_segments(checked: Checked) -> None:
 def test_repairing_a_sound_store_takes_nothing_out(checked: Checked) -> None:
     done = repair(checked.settings)
     assert done.left.is_sound
-    assert (done.payloads_taken_out, done.blocks_taken_out, done.headers_written) == (0, 0, 0)
+    assert (done.payloads_taken_out, done.references_written, done.headers_written) == (0, 0, 0)
     assert not done.index_rebuilt
     with checked.open() as store:
         assert all(value_of(store.get(key)) == value for key, value in checked.values.items())
@@ -263,7 +272,22 @@ def test_a_flipped_bit_in_a_reference(checked: Checked) -> None:
     flip(checked.root / found.tier.name / f"{found.entry.segment_no:08d}.seg", found.entry.offset + 60)
     report = checked.verify()
     assert (report.damage, report.blocks_damaged) == ({"record": 1}, 0)
-    checked.check_repaired({b"twin1"})
+    checked.check_repaired(set())
+    checked.check_made_anew()
+
+
+@pytest.mark.parametrize("key", [KEYS[-1], b"twin1"])
+def test_a_mark_that_outlived_its_commit(checked: Checked, key: bytes) -> None:
+    """A block was deleted, then the power took the commit, but not the mark on its record: all three can be read."""
+    found = checked.located[key]
+    state = RecordState.PAYLOAD_ONLY if found.entry.kind == RecordKind.BLOCK else RecordState.DEAD
+    with (checked.root / found.tier.name / f"{found.entry.segment_no:08d}.seg").open("r+b") as file:
+        file.seek(found.entry.offset + STATE_OFFSET)
+        file.write(bytes((state,)))
+    report = checked.verify()
+    assert (report.damage, report.blocks_damaged) == ({"record": 1}, 0)
+    checked.check_repaired(set())
+    checked.check_made_anew()
 
 
 def test_a_segment_that_was_cut(checked: Checked) -> None:
@@ -333,6 +357,14 @@ def test_a_segment_of_another_store(checked: Checked, tmp_path: Path) -> None:
     checked.check_repaired(set())
 
 
+def test_a_file_that_a_new_index_keeps_is_not_counted_wrongly(checked: Checked, tmp_path: Path) -> None:
+    other = Checked(tmp_path / "other")
+    shutil.copy(segments(other.folder, "top")[0], checked.root / "top" / "00000099.seg")
+    rebuild_index(checked.settings)
+    assert checked.verify().damage == {"segment": 1}
+    assert not repair(checked.settings).index_rebuilt
+
+
 def test_files_of_others_are_no_damage_and_stay(checked: Checked) -> None:
     strange = [checked.root / "top" / name for name in ("notes.txt", "7.seg", "TIER.tmp")]
     for file in strange:
@@ -341,6 +373,78 @@ def test_files_of_others_are_no_damage_and_stay(checked: Checked) -> None:
     report = checked.verify()
     assert report.is_sound
     assert (report.notes["unknown_files"], report.notes["temporary_files"]) == (2, 1)
+
+
+# -- disks that fail ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> FaultyFileSystem:
+    """What verify and repair read through."""
+    fs = FaultyFileSystem(OsFileSystem())
+    for name in ("repair", "verify"):
+        monkeypatch.setattr(sys.modules[f"kvtier.check.{name}"], "default_file_system", lambda: fs)
+    return fs
+
+
+def fail(disk: FaultyFileSystem, what: Callable[[Call], bool], code: int = errno.EIO) -> None:
+    """From now on every call that is like this fails."""
+
+    def check(call: Call) -> None:
+        if what(call):
+            raise OSError(code, os.strerror(code), call.path)
+
+    disk.on_call = check
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM, errno.ENOENT])
+def test_a_disk_that_fails_in_the_middle_of_an_audit(checked: Checked, disk: FaultyFileSystem, code: int) -> None:
+    """Nothing is known of what it holds, so nothing is taken out, though some of it is damaged."""
+    flip(checked.file_of(KEYS[5]), checked.offset(KEYS[5]) + 5000)
+    assert checked.verify().blocks_damaged == 1
+    reads, low = disk.counts["read_at"], str(checked.root / "low")
+    fail(disk, lambda call: call.path.startswith(low) and disk.counts["read_at"] > limit, code)
+    for command in (verify, repair):
+        limit = disk.counts["read_at"] + reads - len(checked.values)  # one of the last, of the blocks
+        with pytest.raises(OSError, match=os.strerror(code)):
+            command(checked.settings)
+    disk.on_call = None
+    assert checked.verify().damage == {"payload": 1}
+    with checked.open() as store:
+        assert all(value_of(store.get(k)) == value for k, value in checked.values.items() if k != KEYS[5])
+
+
+def test_a_sector_that_cannot_be_read(checked: Checked, disk: FaultyFileSystem) -> None:
+    file, sector = str(checked.file_of(KEYS[5])), checked.offset(KEYS[5]) + 5000
+    fail(disk, lambda c: c.op == "read_at" and c.path == file and c.offset <= sector < c.offset + c.nbytes)
+    report = checked.verify()
+    assert (report.damage, report.blocks_damaged) == ({"payload": 1}, 1)
+    assert "cannot be read" in report.findings[0].what
+    done = repair(checked.settings)
+    assert (done.payloads_taken_out, done.left.is_sound) == (1, True)
+    assert done.left.blocks == len(checked.values) - 1
+
+
+def test_a_read_that_fails_once(checked: Checked, disk: FaultyFileSystem) -> None:
+    """Be it on the walk, or when a block is looked at."""
+    checked.verify()
+    for number in range(1, disk.counts["read_at"] + 1):
+        disk.fail_at(disk.counts["read_at"] + number, errno.EIO, op="read_at")
+        report = checked.verify()
+        assert report.is_sound, (number, report.findings)
+        disk.heal()
+
+
+@pytest.mark.parametrize("op", ["read_at", "open"])
+def test_a_header_that_cannot_be_read(checked: Checked, disk: FaultyFileSystem, op: str) -> None:
+    """No header is written there; what else is damaged is mended all the same."""
+    flip(checked.file_of(KEYS[5]), checked.offset(KEYS[5]) + 5000)
+    file = str(segments(checked.folder, "top")[0])
+    disk.fail_at(1, errno.EIO, op=op)
+    fail(disk, lambda c: c.op == "read_at" and c.path == file and c.offset == 0)
+    done = repair(checked.settings)
+    assert (done.headers_written, done.payloads_taken_out) == (0, 1)
+    assert done.left.is_sound
 
 
 # -- the index ---------------------------------------------------------------------------------------
@@ -375,6 +479,37 @@ def spoil_entry(index: Path) -> None:
 def test_a_damaged_index(checked: Checked, spoil: Callable[[Path], None]) -> None:
     spoil(checked.root / "index")
     assert checked.verify().damage["index"] == 1
+    checked.check_repaired(set())
+
+
+def test_damage_is_taken_out_only_by_an_index_that_counts_right(checked: Checked) -> None:
+    """By this one, a segment would be empty once the damaged block is gone."""
+    found = checked.located[KEYS[5]]
+    place = found.tier.tier_no, found.content.segment_no
+    assert len(checked.keys_in(checked.file_of(KEYS[5]))) > 1
+    with checked.open() as store:
+        assert store._back is not None
+        with store._back.parts.index.write() as txn:
+            entry = txn.segment(*place)
+            assert entry is not None
+            txn.put_segment(*place, entry._replace(live_bytes=found.content.record_len, sealed=True))
+    flip(checked.file_of(KEYS[5]), checked.offset(KEYS[5]) + 5000)
+    assert checked.verify().damage == {"payload": 1, "index": 1}
+    checked.check_repaired({KEYS[5]})
+
+
+def test_an_index_that_names_the_place_of_another_payload(checked: Checked) -> None:
+    """Which is no reason to give up what stands there."""
+    one, other = checked.located[KEYS[5]], checked.located[KEYS[6]]
+    assert one.tier.name == other.tier.name
+    with checked.open() as store:
+        assert store._back is not None
+        with store._back.parts.index.write() as txn:
+            content = txn.content(one.tier.tier_no, one.entry.content_id)
+            assert content is not None
+            wrong = content._replace(segment_no=other.content.segment_no, offset=other.content.offset)
+            txn.put_content(one.tier.tier_no, one.entry.content_id, wrong)
+    assert "another payload" in checked.verify().findings[0].what
     checked.check_repaired(set())
 
 

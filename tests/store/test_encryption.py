@@ -11,11 +11,25 @@ from typing import Any
 
 import pytest
 
-from kvtier import Hit, HitInto, Key, Miss, MissReason, Store, UnsupportedFormat, WrongKeys, key_file, single_key
+from kvtier import (
+    FlushError,
+    Hit,
+    HitInto,
+    Key,
+    Miss,
+    MissReason,
+    Store,
+    UnsupportedFormat,
+    WrongKeys,
+    key_file,
+    single_key,
+)
 from kvtier.fs import default_file_system
 from kvtier.identity import load_identity
 from kvtier.index.lmdb_index import ENGINE
 from kvtier.segment.format import Place, RecordHead, identity_of, pack_head, payload_sum, unpack_head
+from kvtier.tiers.ram import RamBlock
+from kvtier.tiers.reading import Located
 from tests import stores
 from tests.stores import MIB, config, disk_tier, noise, only_segment, settle, tier, value_of
 
@@ -391,6 +405,100 @@ def test_the_stores_own_key_must_be_there_to_rotate(tmp_path: Path) -> None:
             store.rotate_keys()
 
 
+def test_a_provider_that_fails_in_a_rotation_is_no_success(tmp_path: Path) -> None:
+    """It fails for one namespace, for a moment: older keys are still needed."""
+    safe = Safe(b"a", b"b")
+    with opened(tmp_path, safe) as store:
+        for namespace in (b"a", b"b"):
+            store.put(b"k", VALUE, namespace=namespace)
+            safe.add(namespace, "second")
+        kept, safe.keys[b"b"] = safe.keys[b"b"], None  # type: ignore[assignment]
+        with pytest.raises(FlushError, match="1 blocks could not be encrypted anew"):
+            store.rotate_keys()
+        safe.keys[b"b"] = kept
+        assert store.rotate_keys() == 1
+        for namespace in (b"a", b"b"):
+            safe.drop(namespace, "first")
+        store.forget_keys()
+        for namespace in (b"a", b"b"):
+            assert value_of(store.get(b"k", namespace=namespace)) == BYTES
+
+
+def test_keys_are_asked_for_once(tmp_path: Path) -> None:
+    asked = []
+
+    def keys(namespace: bytes | None, key_id: str | None) -> Key:
+        asked.append((namespace, key_id))
+        return Key("1", SECRET)
+
+    with opened(tmp_path, keys) as store:
+        for number in range(40):  # several segments
+            store.put(b"%d" % number, noise(number, 100_000), namespace=b"ns")
+        store.flush()
+        for number in range(40):
+            assert store.get(b"%d" % number, namespace=b"ns")
+    assert asked == [(None, None), (b"ns", None)]
+
+
+def test_an_answer_from_before_keys_were_forgotten_is_not_kept(tmp_path: Path) -> None:
+    """A put is asking for its key while keys are rotated: the next one asks anew."""
+    safe = Safe(b"ns")
+    with opened(tmp_path, safe) as store:
+        vault = store._vault
+        provide = vault._provider  # type: ignore[attr-defined]
+
+        def slow(namespace: bytes | None, key_id: str | None) -> Key:
+            found = provide(namespace, key_id)
+            safe.add(b"ns", "second")
+            vault.forget_keys()
+            return found  # type: ignore[no-any-return]
+
+        vault._provider = slow  # type: ignore[attr-defined]
+        vault.check_writable(b"ns")
+        vault._provider = safe  # type: ignore[attr-defined]
+        store.put(b"k", VALUE, namespace=b"ns")
+        store.flush()
+        safe.drop(b"ns", "first")
+        store.forget_keys()
+        assert value_of(store.get(b"k", namespace=b"ns")) == BYTES
+
+
+def test_what_was_being_read_when_keys_were_forgotten_does_not_enter_ram(tmp_path: Path) -> None:
+    safe = Safe(b"ns")
+    with Store.open(config(tmp_path, ram=MIB), keys=safe) as store:
+        store.put(b"k", VALUE, namespace=b"ns")
+        store.flush()
+        store.forget_keys()
+        assert store._back is not None
+        wanted = store._wanted(b"k", b"ns")
+        located = store._back.locate([wanted])[0]
+        assert isinstance(located, Located)
+        block = store._back._reader.read_one(located)
+        assert isinstance(block, RamBlock)
+        safe.drop(b"ns", "first")
+        store.forget_keys()
+        store._back._keep(located, block)
+        assert store.get(b"k", namespace=b"ns") == Miss(b"k", MissReason.UNAVAILABLE)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_namespace_without_a_current_key_does_not_disturb_others(tmp_path: Path, gone: bool) -> None:
+    """Its blocks have to make room, and cannot be encrypted for the tier below."""
+    safe = Safe(b"frozen", b"busy")
+    made = config(tmp_path, tier("ssd", bytes_max=2 * MIB), tier("hdd", kind="hdd"))
+    with Store.open(made, keys=safe, background=False) as store:
+        for number in range(14):
+            store.put(b"%d" % number, noise(number, 100_000), namespace=b"frozen")
+        store.flush()
+        safe.keys[b"frozen"] = {} if gone else None  # type: ignore[assignment]
+        store.forget_keys()
+        for number in range(30):
+            store.put(b"%d" % number, noise(("busy", number), 100_000), namespace=b"busy")
+            store.flush()
+        for number in range(30):
+            assert value_of(store.get(b"%d" % number, namespace=b"busy")) == noise(("busy", number), 100_000)
+
+
 # -- somebody changes what is on disk, and knows the format ------------------------------------------
 
 
@@ -452,6 +560,32 @@ def test_a_payload_that_is_not_encrypted_is_damage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["get", "get_into", "get_many"])
+def test_a_forged_plain_record_that_the_index_agrees_with_is_damage(tmp_path: Path, way: str) -> None:
+    """Record and index say with right checksums that the payload is not encrypted."""
+    with opened(tmp_path, single_key(SECRET), background=False) as store:
+        store.put(b"k", noise("k", 5000))
+        store.flush()
+        head, place, located = record_of(store, b"k")
+        evil = b"EVIL" * 1250
+        forged = replace(head, codec=0, stored_len=5000, payload_sum=payload_sum([evil]))
+        forge(store, forged, place, evil)
+        assert store._back is not None
+        with store._back.parts.index.write() as txn:
+            changed = located.content._replace(codec=0, stored_len=5000, payload_sum=forged.payload_sum)
+            txn.put_content(0, head.content_id, changed)
+        assert reads(store, b"k")[way]() == Miss(b"k", MissReason.CORRUPT)
+
+
+def reads(store: Store, key: bytes) -> dict[str, Callable[[], Any]]:
+    """The ways to read a block of 5,000 bytes."""
+    return {
+        "get": lambda: store.get(key),
+        "get_into": lambda: store.get_into(key, bytearray(5000)),
+        "get_many": lambda: next(iter(store.get_many([key]))),
+    }
+
+
+@pytest.mark.parametrize("way", ["get", "get_into", "get_many"])
 def test_a_name_that_is_led_to_another_content_is_damage(tmp_path: Path, way: str) -> None:
     """The index is changed so that one name means the value of another of the same namespace and length."""
     with opened(tmp_path, single_key(SECRET), background=False) as store:
@@ -465,12 +599,7 @@ def test_a_name_that_is_led_to_another_content_is_damage(tmp_path: Path, way: st
             assert entry_a is not None
             assert entry_b is not None
             txn.put_block(a.block_id, entry_a._replace(content_id=entry_b.content_id))
-        reads: dict[str, Callable[[], Any]] = {
-            "get": lambda: store.get(b"a"),
-            "get_into": lambda: store.get_into(b"a", bytearray(5000)),
-            "get_many": lambda: next(iter(store.get_many([b"a"]))),
-        }
-        assert reads[way]() == Miss(b"a", MissReason.CORRUPT)
+        assert reads(store, b"a")[way]() == Miss(b"a", MissReason.CORRUPT)
 
 
 def test_the_identity_of_a_record_is_all_that_it_says(tmp_path: Path) -> None:

@@ -108,6 +108,35 @@ def test_beside_a_writer(root: Path, command: str, code: int) -> None:
     assert ("open for writing" in done.stderr) == bool(code)
 
 
+REBUILD = """
+import sys
+from kvtier.check import rebuild_index
+
+def wait(event):
+    print("busy", flush=True)
+    sys.stdin.readline()
+
+rebuild_index(sys.argv[1], listeners=[wait])
+"""
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_an_index_that_is_being_made_anew_cannot_be_judged(root: Path, capsys: Capture, is_killed: bool) -> None:
+    argv = [sys.executable, "-c", REBUILD, str(root)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "busy\n"
+        code, said = run(["verify", str(root)]), only_stderr(capsys)
+        if is_killed:
+            process.kill()
+        process.communicate()
+    assert code == 2
+    assert "being made anew" in said
+    assert run(["verify", str(root)]) == (2 if is_killed else 0)
+    assert run(["rebuild-index", str(root)]) == 0
+    assert run(["verify", str(root)]) == 0
+
+
 PROVIDER = "from kvtier import single_key\nkeys = single_key(bytes(32))\n"
 
 

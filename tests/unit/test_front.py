@@ -71,7 +71,7 @@ def test_a_deletion_hides_the_block_until_it_is_durable() -> None:
     put(f, 1, block())
     f.delete(1, on_disk=True)
     assert seen(f) == (None, "queue")
-    f.keep(1, block(b"old"), lambda: True)  # a late reader
+    f.keep(1, block(b"old"), 0, lambda: True)  # a late reader
     assert seen(f) == (None, "queue")
     f.finish(f.next_group(), None)
     assert seen(f) is None
@@ -87,16 +87,16 @@ def test_an_id_that_two_names_share_gives_neither_the_other() -> None:
 
 def test_what_was_read_is_kept_only_if_nothing_newer_is_known() -> None:
     f = front()
-    f.keep(1, block(b"read"), lambda: False)
+    f.keep(1, block(b"read"), 0, lambda: False)
     assert seen(f) is None
-    f.keep(1, block(b"read"), lambda: True)
+    f.keep(1, block(b"read"), 0, lambda: True)
     assert seen(f) == (b"read", "ram")
-    f.keep(1, block(b"again"), lambda: True)
+    f.keep(1, block(b"again"), 0, lambda: True)
     assert seen(f) == (b"read", "ram")
     f.forget(1)
     put(f, 1, block(b"put"))
     f.forget(1)
-    f.keep(1, block(b"read"), lambda: True)
+    f.keep(1, block(b"read"), 0, lambda: True)
     assert seen(f) == (b"put", "queue")
 
 

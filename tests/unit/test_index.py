@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from kvtier.errors import StoreClosed
 from kvtier.index import schema
-from kvtier.index.data_file import looks_cut
+from kvtier.index.data_file import DATA_FILE, looks_cut
+from kvtier.index.following import FollowingIndex
 from kvtier.index.lmdb_index import IndexBusy, IndexFull, IndexUnusable, LmdbIndex, is_sound
 from kvtier.index.schema import BlockEntry, ContentEntry, IndexDamaged, SegmentEntry
 
@@ -299,3 +301,42 @@ def test_an_offline_look_tells_sound_from_cut(tmp_path: Path) -> None:
     data.write_bytes(whole[: len(whole) // 2])
     assert looks_cut(str(tmp_path))
     assert not is_sound(str(tmp_path))
+
+
+def test_a_reader_meets_no_index_that_another_one_found_incomplete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, is_complete in (("old", True), ("new", False)):
+        made = opened(tmp_path / name)
+        with made.write() as txn:
+            txn.put_block(1, block())
+            if is_complete:
+                txn.set_complete()
+        made.close()
+    index = FollowingIndex(str(tmp_path / "old"), map_bytes=1 << 20, lock=False)
+    enter = index._gate.enter
+
+    def late() -> None:  # between the look at the file and the read
+        monkeypatch.undo()
+        os.replace(tmp_path / "new" / DATA_FILE, tmp_path / "old" / DATA_FILE)
+        with pytest.raises(OSError, match="anew"):
+            index._follow()
+        enter()
+
+    monkeypatch.setattr(index._gate, "enter", late)
+    with pytest.raises(OSError, match="anew"), index.read():
+        pass
+    index.close()  # no read is under way
+
+
+def test_an_index_that_died_says_so_until_it_is_opened_anew(index: LmdbIndex) -> None:
+    put(index, 1)
+    index._env.close()
+    for use in (index.disk_bytes, lambda: put(index, 2)):
+        with pytest.raises(OSError, match="index"):
+            use()
+    index.ensure_alive()
+    put(index, 2)
+    assert index.disk_bytes() > 0
+    index._env.close()
+    assert not index.grow()
