@@ -72,7 +72,8 @@ def main() -> None:
         "seed": options.seed or 1,
         "max_len": max(INPUT_BYTES_MAX, *map(len, corpus(options.parser))),
         "timeout": _SECONDS_MAX,
-        "rss_limit_mb": 2048,
+        "rss_limit_mb": 0,  # a process inherits the peak of the one that started it, and that may be above any limit
+        "malloc_limit_mb": 2048,
         "print_final_stats": 1,
         "verbosity": 0,
         "artifact_prefix": f"{options.folder}{os.sep}",

@@ -12,6 +12,7 @@ from kvtier.codec import CODEC_IDS
 from kvtier.fs import FileSystem, OsFileSystem, PortableFileSystem
 from kvtier.segment.format import RecordHead
 from kvtier.segment.scanner import Found, scan
+from kvtier.tiers.disk import PAGE
 from tests.stores import (
     KIB,
     MIB,
@@ -101,7 +102,8 @@ def test_caps_hold_on_every_tier_under_churn(tmp_path: Path, make_fs: Callable[[
                 settle(store)
                 for t in store.stats().tiers:
                     assert t.bytes_used <= t.bytes_max
-                    assert occupied(tmp_path / "store" / t.name) <= t.bytes_max
+                    bookkeeping = t.segments * PAGE  # of holes, which some file systems make room for later
+                    assert occupied(tmp_path / "store" / t.name) <= t.bytes_max + bookkeeping
         store.flush()
         found = {k: h for k in last if (h := store.get(k))}
         assert len(found) > 20
