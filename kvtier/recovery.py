@@ -211,14 +211,15 @@ class Recovery:
         self._signals.count("blocks_lost", len(lost))
 
     def _resume(self, tier: DiskTier) -> None:
-        """Go on with the newest segment if it was not sealed, so that short sessions do not each leave one."""
-        if not tier.segments:
+        """Go on with the newest segment if it was not sealed, so that short sessions do not each leave one. Not with one
+        that has just been cut, or has no header: who makes the index anew would not believe what comes behind."""
+        newest = max(tier.segments, default=None)
+        if newest is None or newest in tier.uncommitted:
             return
-        newest = max(tier.segments)
         with self._index.read() as view:
             entry = view.segment(tier.tier_no, newest)
-        segment = tier.segments[newest]
-        if entry is not None and not entry.sealed and segment.length == entry.committed_len:
+        length = tier.segments[newest].length
+        if entry is not None and not entry.sealed and SEGMENT_HEADER_BYTES <= length == entry.committed_len:
             tier.resume(newest)
 
     def _drop_dead_segments(self) -> None:

@@ -20,6 +20,7 @@ from kvtier.front import Front
 from kvtier.fs import OsFileSystem
 from kvtier.index.lmdb_index import LmdbIndex, WriteTxn
 from kvtier.recovery import Recovery
+from kvtier.segment.format import SEGMENT_HEADER_BYTES
 from kvtier.testing import Call, FaultyFileSystem, SimulatedCrash
 from tests.crash.oracle import die, reopen
 from tests.stores import KIB, config, disk_tier, flip, noise, segments, settle, tier, value_of
@@ -160,6 +161,19 @@ def test_gap_file_created(world: World) -> None:
     assert [f.stat().st_size for f in segments(world.folder, "top")] == [0]
     assert world.says(b"k") is None
     assert segments(world.folder, "top") == []
+
+
+def test_gap_header_torn(world: World) -> None:
+    """What is written next must not stand behind half a header, where an index made anew would not look."""
+    store = world.open()
+    world.fs.crash_at(world.fs.counts["write_at"] + 1, op="write_at", written=SEGMENT_HEADER_BYTES * 2 // 3)
+    world.dies_in(overwrite(store))
+    assert [f.stat().st_size for f in segments(world.folder, "top")] == [SEGMENT_HEADER_BYTES * 2 // 3]
+    with world.again() as store:
+        assert segments(world.folder, "top") == []
+        overwrite(store)()
+    world.lose_index()
+    assert world.says(b"k") == NEW
 
 
 def test_gap_written_not_synced(world: World) -> None:
