@@ -14,6 +14,7 @@ from kvtier.blocks import (
 from kvtier.config import (
     Config,
     PrefetchConfig,
+    QuotaConfig,
     RamConfig,
     StoreConfig,
     TierConfig,
@@ -66,6 +67,7 @@ __all__ = [
     "PrefetchConfig",
     "PutItem",
     "PutOutcome",
+    "QuotaConfig",
     "RamConfig",
     "ReadOnlyStore",
     "Store",

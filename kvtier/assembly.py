@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from kvtier import access, vaults
+from kvtier import access, running, vaults
 from kvtier.clock import Clock
 from kvtier.config import SAVED_BYTES_MAX, SAVED_FILE, Config, TierConfig
 from kvtier.errors import LimitError, NotAStore, StoreLocked, StoreUnwritable, TierMissing
@@ -31,8 +31,9 @@ from kvtier.identity import (
     load_identity,
 )
 from kvtier.index.data_file import DATA_FILE, looks_cut
+from kvtier.index.errors import IndexBusy, IndexCorrupt, IndexUnusable
 from kvtier.index.following import FollowingIndex
-from kvtier.index.lmdb_index import ENGINE, IndexBusy, IndexUnusable, LmdbIndex, is_sound
+from kvtier.index.lmdb_index import ENGINE, LmdbIndex, is_sound
 from kvtier.index.schema import IndexDamaged
 from kvtier.keys import KeyProvider
 from kvtier.policy import registry
@@ -40,11 +41,12 @@ from kvtier.recovery import Recovery, Report
 from kvtier.tiers.disk import DiskTier, TierSetup
 from kvtier.tiers.ladder import Ladder
 from kvtier.tiers.ledger import Ledger
+from kvtier.tiers.order import NamespaceOrders
+from kvtier.tiers.quotas import Limits, Quotas
 from kvtier.vault import Vault
 
-LOCK_FILE, INDEX_FOLDER, RUNNING_FILE = "LOCK", "index", "RUNNING"
+LOCK_FILE, INDEX_FOLDER = "LOCK", "index"
 _WRITE_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _MAP_BYTES = (64 << 20) if os.name == "nt" else (1 << 30)  # grown as needed; sparse but on Windows
 
 
@@ -112,7 +114,11 @@ def open_parts(
     try:
         if read_only:
             return _open_read_only(config, root, fs, clock, signals, keys, closers)
-        return _open(config, root, fs, clock, signals, keys, closers, rebuild)
+        try:
+            return _open(config, root, fs, clock, signals, keys, closers, rebuild)
+        except IndexCorrupt:
+            _run_all(closers)  # which removes it
+            return _open(config, root, fs, clock, signals, keys, closers, rebuild)
     except BaseException as e:
         _run_all(closers)
         if isinstance(e, OSError) and e.errno in _WRITE_REFUSED:
@@ -144,10 +150,13 @@ def _open(
         fs.write_file_durably(os.path.join(root, STORE_FILE), dump_identity(known))
     for tier in config.tier:
         _tier_folder(fs, tier, known, signals, create=False)  # refused before anything is touched
-    index, is_new_index = _open_index(fs, root, signals, audit=rebuild)
+    crashes = running.crashes(fs, root)
+    audit = rebuild or crashes >= running.CRASHES_MAX
+    index, is_new_index = _open_index(fs, root, signals, audit=audit)
     closers.append(index.close)
     for tier in config.tier:
         _check_mounted(fs, tier, known, index)
+    closers.insert(1, partial(_remove_if_damaged, index, root))  # runs once it is closed
     if rebuild:
         with index.write() as txn:
             txn.clear()  # recovery makes an index anew that is not complete, in this opening or a later one
@@ -157,15 +166,14 @@ def _open(
     if is_new_index:
         fs.sync_dir(os.path.join(root, INDEX_FOLDER))
         fs.sync_dir(root)
-    _start_running(fs, root)
+    running.start(fs, root, 0 if audit else crashes)
     tiers = _tiers(config, folders, known, vault, fs, clock, signals)
     closers += [t.close for t in tiers]
-    ledger = Ledger(index, tiers, signals, clock)
-    recovery = Recovery(fs, index, tiers, ledger, signals, known.block_id, known.store_id)
+    ladder = _ladder(config, index, tiers, signals, clock)
+    recovery = Recovery(fs, index, tiers, ladder.ledger, signals, known.block_id, known.store_id)
     report = recovery.run()
     # Closing runs backwards: tiers, then the index, then the mark of a clean end, then the lock.
-    closers.insert(1, lambda: _end_running(fs, root))
-    ladder = Ladder(index, tiers, ledger, signals)
+    closers.insert(1, lambda: running.end(fs, root))
     return Parts(known, vault, index, ladder, report, closers, partial(_reseal, fs, root, known, keys))
 
 
@@ -205,8 +213,14 @@ def _open_read_only(
                 if number in known:
                     with suppress(FileNotFoundError):  # the writer has just dropped it
                         tier.know(number, known[number].live_bytes)
-    ledger = Ledger(index, tiers, signals, clock)
-    return Parts(identity, vault, index, Ladder(index, tiers, ledger, signals), Report(), closers)
+    return Parts(identity, vault, index, _ladder(config, index, tiers, signals, clock), Report(), closers)
+
+
+def _ladder(config: Config, index: LmdbIndex, tiers: list[DiskTier], signals: Signals, clock: Clock) -> Ladder:
+    limits = Limits({q.namespace: q.bytes_max for q in config.quota})
+    orders = NamespaceOrders(limits.has, registry.EVICTION["leaf-lru"])
+    ledger = Ledger(index, tiers, orders, signals, clock)
+    return Ladder(index, tiers, ledger, Quotas(index, ledger, orders, limits, signals), signals)
 
 
 def index_to_read(root: str) -> LmdbIndex:
@@ -259,11 +273,11 @@ def _check_mounted(fs: FileSystem, tier: TierConfig, identity: Identity, index: 
     """Refuse to begin a tier anew whose blocks the index still names: its disk may just not be mounted."""
     if fs.exists(os.path.join(str(tier.path), TIER_FILE)):
         return
-    with index.read() as view:
-        try:
+    try:
+        with index.read() as view:
             is_known = bool(view.segments(identity.tier_no(tier.name)))
-        except IndexDamaged:
-            is_known = True
+    except (IndexDamaged, IndexCorrupt):
+        is_known = True
     if is_known:
         raise TierMissing(
             f"{tier.path}: tier {tier.name!r} of this store holds blocks and is not there; mount its disk, or take it "
@@ -304,13 +318,14 @@ def _tier_folder(
 
 
 def _open_index(fs: FileSystem, root: str, signals: Signals, *, audit: bool) -> tuple[LmdbIndex, bool]:
-    """The index, and whether it is a new one, which recovery will fill, because it was missing or damaged."""
+    """The index, and whether it is a new one, which recovery will fill, because it was missing or damaged: without an
+    ``audit``, a file is looked at that is shorter than it says, since to open that one could end this process."""
     folder = os.path.join(root, INDEX_FOLDER)
     data = os.path.join(folder, DATA_FILE)
     if fs.exists(folder):
         _secure(folder, signals, narrow=True, follow=False)
     missing = not fs.exists(data)
-    if not missing and (audit or _needs_audit(fs, root)) and not is_sound(folder):
+    if not missing and (audit or looks_cut(folder)) and not is_sound(folder):
         missing = True
     for attempt in (0, 1):
         if missing:
@@ -325,19 +340,10 @@ def _open_index(fs: FileSystem, root: str, signals: Signals, *, audit: bool) -> 
     raise AssertionError("unreachable")
 
 
-def _needs_audit(fs: FileSystem, root: str) -> bool:
-    """Whether the index may have suffered: the last session did not end cleanly, and the machine went down since.
-
-    A process that was killed leaves LMDB consistent; only a crash of the machine needs a look at the file. So
-    does a file that is shorter than it says: to open that one could end this process.
-    """
-    if looks_cut(os.path.join(root, INDEX_FOLDER)):
-        return True
-    running = os.path.join(root, RUNNING_FILE)
-    if not fs.exists(running):
-        return False
-    boot = _boot_id()
-    return boot == b"" or fs.read_file(running, 256) != boot
+def _remove_if_damaged(index: LmdbIndex, root: str) -> None:
+    """So that the next opening makes it anew."""
+    if index.met_damage:
+        shutil.rmtree(os.path.join(root, INDEX_FOLDER), ignore_errors=True)
 
 
 def _save_config(fs: FileSystem, root: str, config: Config) -> None:
@@ -345,22 +351,6 @@ def _save_config(fs: FileSystem, root: str, config: Config) -> None:
     path, text = os.path.join(root, SAVED_FILE), config.to_json().encode()
     if not fs.exists(path) or fs.read_file(path, SAVED_BYTES_MAX) != text:
         fs.write_file_durably(path, text)
-
-
-def _start_running(fs: FileSystem, root: str) -> None:
-    fs.write_file_durably(os.path.join(root, RUNNING_FILE), _boot_id())
-
-
-def _end_running(fs: FileSystem, root: str) -> None:
-    if fs.exists(os.path.join(root, RUNNING_FILE)):
-        fs.unlink(os.path.join(root, RUNNING_FILE))
-
-
-def _boot_id() -> bytes:
-    try:
-        return Path(_BOOT_ID).read_bytes().strip()
-    except OSError:
-        return b""
 
 
 def _tiers(

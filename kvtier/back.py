@@ -207,11 +207,11 @@ class Back:
         """There is something in the write queue."""
         self._worker.poke()
 
-    def hold(self, block_ids: Sequence[int], by: int) -> None:
+    def hold(self, namespace: bytes, block_ids: Sequence[int], by: int) -> None:
         """Pin (1) or unpin (-1) on the disk tiers, before any later write makes room."""
         if self._read_only:
             return
-        self._worker.submit(lambda: self.ladder.ledger.hold(block_ids, by))
+        self._worker.submit(lambda: self.ladder.ledger.hold(namespace, block_ids, by))
 
     def save_recency(self) -> None:
         """Make recency durable soon."""

@@ -138,6 +138,8 @@ class BlockState(Enum):
     """The tier was full, and the block's parent was not stored."""
     WRITE_FAILED = "write_failed"
     """It could not be written, or the index not be committed."""
+    OVER_QUOTA = "over_quota"
+    """Its namespace had reached its quota: it made room there for others, or there was none for it."""
     UNKNOWN = "unknown"
     """Nothing is remembered of it: it was never stored, or it left too long ago."""
 
@@ -153,6 +155,7 @@ _SENTENCES = {
     BlockState.LOST: "The block was lost with a missing file of {}",
     BlockState.NOT_ADMITTED: "The block was not admitted to {}, which was full, because its parent was not stored",
     BlockState.WRITE_FAILED: "The block could not be written to {}",
+    BlockState.OVER_QUOTA: "The block had to go, or could not come, because its namespace had reached its quota",
     BlockState.UNKNOWN: "The block was never stored, or it left too long ago to be remembered",
 }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,12 +17,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
     ValidationError,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -31,8 +27,9 @@ from pydantic import ValidationInfo as Info
 from pydantic.json_schema import GenerateJsonSchema
 
 from kvtier.config_problems import Problems, is_within, path_of, problems_of, repaired
+from kvtier.config_values import Cap, Folder, NamespaceName, Size, StoreFolder, TierName, without_default
 from kvtier.errors import ConfigError, ConfigProblem
-from kvtier.units import GIB, KIB, MIB, TIB, BadValue, Percent, format_size, parse_cap, parse_size
+from kvtier.units import GIB, KIB, MIB, TIB, BadValue, Percent, format_size, parse_size
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,58 +51,6 @@ SEGMENT_BYTES_MIN = 64 * KIB
 #: What a record may need besides its payload: header, key, namespace, metadata, lengths, alignment.
 RECORD_OVERHEAD_BYTES_MAX = 8 * KIB
 SEGMENT_BYTES_DEFAULT: dict[TierKind, int] = {"ssd": 256 * MIB, "hdd": GIB}
-#: ``Hit.tier`` uses these for the places that are not disk tiers.
-RESERVED_TIER_NAMES = frozenset({"ram", "queue"})
-
-_TIER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
-_SIZE_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"type": "integer", "minimum": 0},
-        {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*(([kKmMgGtT][iI]?)?[bB])?\s*$"},
-    ]
-}
-_SHARE_SCHEMA = {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*%\s*$"}
-
-
-def _without_default(schema: dict[str, Any]) -> None:
-    del schema["default"]  # null, which TOML cannot say
-
-
-def _parse_path(value: object) -> Path:
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
-        raise BadValue(f"{value!r} is not a path", 'write a folder, for example "/var/lib/kvtier"')
-    try:
-        return Path(os.fspath(value)).expanduser()
-    except RuntimeError as e:
-        raise BadValue(f"{value!r}: there is no such home folder", "write the whole path") from e
-
-
-def _parse_tier_name(value: object) -> str:
-    if not isinstance(value, str) or not _TIER_NAME.fullmatch(value):
-        hint = "1 to 32 of a-z, 0-9, '-' and '_', for example \"nvme\""
-        raise BadValue(f"{value!r} is not a tier name", hint)
-    if value in RESERVED_TIER_NAMES:
-        raise BadValue(f"{value!r} is reserved", "for a place that is not a disk tier")
-    return value
-
-
-Size = Annotated[int, BeforeValidator(parse_size), WithJsonSchema(_SIZE_SCHEMA)]
-Cap = Annotated[
-    int | Percent,
-    PlainValidator(parse_cap),
-    WithJsonSchema({"anyOf": [*_SIZE_SCHEMA["anyOf"], _SHARE_SCHEMA]}),
-]
-Folder = Annotated[Path, PlainValidator(_parse_path), WithJsonSchema({"type": "string", "minLength": 1})]
-StoreFolder = Annotated[
-    Path | None,
-    PlainValidator(lambda value: None if value is None else _parse_path(value)),
-    WithJsonSchema({"type": "string", "minLength": 1}),
-]
-TierName = Annotated[
-    str,
-    PlainValidator(_parse_tier_name),
-    WithJsonSchema({"type": "string", "pattern": f"^{_TIER_NAME.pattern}$"}),
-]
 
 
 def _size(default: str, description: str) -> Any:
@@ -132,7 +77,7 @@ class StoreConfig(_Section):
 
     path: StoreFolder = Field(
         None,
-        json_schema_extra=_without_default,
+        json_schema_extra=without_default,
         description="Folder of the store; relative to this file's folder. Needed if there is a disk tier.",
         examples=["/var/lib/kvtier"],
     )
@@ -204,6 +149,20 @@ class TierConfig(_Section):
         return self.bytes_max.of_disk(self.path) if isinstance(self.bytes_max, Percent) else self.bytes_max
 
 
+class QuotaConfig(_Section):
+    """``[[quota]]``: how much one namespace, or each of the others, may have on all disk tiers together."""
+
+    namespace: NamespaceName = Field(
+        None,
+        json_schema_extra=without_default,
+        description="The namespace, in UTF-8. Without it: each namespace that has no quota of its own.",
+        examples=["tenant-a"],
+    )
+    bytes_max: Size = Field(
+        description="Cap of its values as they were put, and 1KiB for each block.", examples=["10GiB"]
+    )
+
+
 class Config(_Section):
     """Everything that a :class:`kvtier.Store` can be told. Immutable; all paths are absolute."""
 
@@ -214,6 +173,7 @@ class Config(_Section):
     write_behind: WriteBehindConfig = Field(default_factory=WriteBehindConfig)
     prefetch: PrefetchConfig = Field(default_factory=PrefetchConfig)
     tier: tuple[TierConfig, ...] = Field((), description="The disk tiers, fastest first. None: RAM only.")
+    quota: tuple[QuotaConfig, ...] = Field((), description="What namespaces may have, at most. None: no limit.")
 
     def __init__(self, /, **data: Any) -> None:
         try:
@@ -244,7 +204,7 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _check_between_sections(self) -> Config:
-        if problems := [*_size_problems(self), *_tier_problems(self)]:
+        if problems := [*_size_problems(self), *_tier_problems(self), *_quota_problems(self)]:
             raise Problems(problems)
         return self
 
@@ -366,6 +326,34 @@ def _tier_problems(config: Config) -> Iterator[ConfigProblem]:
         if problem := _cap_problem(tier):
             yield ConfigProblem(path_of(("tier", i, "bytes_max")), *problem)
         seen.append(tier)
+
+
+def _quota_problems(config: Config) -> Iterator[ConfigProblem]:
+    if config.quota and not config.tier:
+        yield ConfigProblem("quota", "there is no disk tier for it", "quotas are of what is on disk: add a [[tier]]")
+        return
+    seen: list[str | None] = []
+    for i, quota in enumerate(config.quota):
+        whose = "the other namespaces" if quota.namespace is None else f"namespace {quota.namespace!r}"
+        if quota.namespace in seen:
+            message = f"{whose} have a quota already" if quota.namespace is None else f"{whose} has a quota already"
+            yield ConfigProblem(path_of(("quota", i, "namespace")), message, "give each one quota")
+        seen.append(quota.namespace)
+        if problem := _quota_problem(config, quota):
+            yield ConfigProblem(path_of(("quota", i, "bytes_max")), *problem)
+
+
+def _quota_problem(config: Config, quota: QuotaConfig) -> tuple[str, str] | None:
+    if quota.bytes_max < 1:
+        return "leaves no room for a block", 'for example "10GiB"'
+    try:
+        disks = sum(tier.bytes_max_resolved() for tier in config.tier)
+    except (OSError, ValueError):
+        return None  # which is reported of the tier
+    if quota.bytes_max > disks:
+        shown = format_size(disks)
+        return f"{format_size(quota.bytes_max)} is more than all disk tiers together ({shown})", f"at most {shown}"
+    return None
 
 
 def _cap_problem(tier: TierConfig) -> tuple[str, str] | None:

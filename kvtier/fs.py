@@ -188,9 +188,11 @@ def _views(buffers: Iterable[memoryview | bytes]) -> list[memoryview]:
 
 def _advance(views: list[memoryview], first: int, count: int) -> int:
     """Skip ``count`` bytes from ``views[first]`` on; return the new first (its view shortened in place)."""
-    while count and count >= views[first].nbytes:
+    while first < len(views) and count >= views[first].nbytes:
         count -= views[first].nbytes
         first += 1
+    if count and first == len(views):
+        raise OSError(errno.EIO, "the system claims to have moved more than it was given")
     if count:
         views[first] = views[first][count:]
     return first

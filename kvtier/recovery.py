@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from kvtier.events import RebuildProgress, Recovered, SegmentLost, Signals
 from kvtier.fs import FileSystem
+from kvtier.index.errors import IndexCorrupt
 from kvtier.index.lmdb_index import IndexFull, LmdbIndex
 from kvtier.index.schema import IndexDamaged, Reason, SegmentEntry
 from kvtier.segment.format import (
@@ -159,6 +160,8 @@ class Recovery:
         for (tier_no, number), committed_len in list(self._tails.items()):
             try:
                 self._replay(tiers[tier_no], number, committed_len)
+            except IndexCorrupt:
+                raise
             except (FormatError, OSError):  # nothing behind the last commit was acknowledged
                 self._signals.count("segments_unreadable")
                 tiers[tier_no].cut(number, committed_len)
@@ -211,8 +214,8 @@ class Recovery:
         self._signals.count("blocks_lost", len(lost))
 
     def _resume(self, tier: DiskTier) -> None:
-        """Go on with the newest segment if it was not sealed, so that short sessions do not each leave one. Not with one
-        that has just been cut, or has no header: who makes the index anew would not believe what comes behind."""
+        """Go on with the newest segment if it was not sealed, so that short sessions do not each leave one. Not with
+        one that has just been cut, or has no header: who makes the index anew would not believe what comes behind."""
         newest = max(tier.segments, default=None)
         if newest is None or newest in tier.uncommitted:
             return

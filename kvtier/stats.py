@@ -12,6 +12,7 @@ from kvtier.index.schema import NamespaceEntry
 from kvtier.tally import NAMESPACES_MAX, Tally, Uses
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.ladder import Ladder
+from kvtier.tiers.quotas import counted_bytes
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,16 @@ class PrefetchStats:
 class NamespaceStats:
     """One namespace. ``blocks`` on all disk tiers, and ``bytes_stored``, the lengths of their values as they were put:
     that some share their bytes, or are compressed, is not taken off. Both are None if they are not known, which they
-    are again once the store is opened for writing."""
+    are again once the store is opened for writing.
+
+    ``bytes_counted`` is what counts against its quota, ``bytes_max`` (None: it has none): ``bytes_stored``, and 1,024
+    for each block."""
 
     name: bytes
     blocks: int | None
     bytes_stored: int | None
+    bytes_counted: int | None
+    bytes_max: int | None
     hits: int
     misses: int
 
@@ -166,16 +172,19 @@ def stats_of(front: Front, ladder: Ladder | None, signals: Signals, tally: Tally
 def _namespace_stats(ladder: Ladder | None, tally: Tally) -> tuple[NamespaceStats, ...]:
     uses = tally.uses()
     stored = ladder.namespaces(NAMESPACES_MAX) if ladder else {}
-    nothing = NamespaceEntry(0, 0)
     return tuple(
         NamespaceStats(
             name,
-            None if stored is None else stored.get(name, nothing).blocks,
-            None if stored is None else stored.get(name, nothing).nbytes,
+            *_size(None if stored is None else stored.get(name, NamespaceEntry(0, 0))),
+            ladder.quotas.limits.of(name) if ladder else None,
             *uses.get(name, Uses()),
         )
         for name in sorted({*uses, *(stored or ())})
     )
+
+
+def _size(entry: NamespaceEntry | None) -> tuple[int | None, int | None, int | None]:
+    return (None, None, None) if entry is None else (*entry, counted_bytes(entry))
 
 
 def _tier_stats(tier: DiskTier, ladder: Ladder, counts: dict[str, int]) -> TierStats:

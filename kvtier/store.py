@@ -306,9 +306,10 @@ class Store:
     def explain(self, key: bytes, *, namespace: bytes = b"") -> Explanation:
         """Where a block is, or why it is not there: evicted, deleted, damaged, ...; from which tier, and when.
 
-        A store with a disk tier remembers its last 65,536 departures, durably; what was not admitted or could not
-        be written is durable with the commit that follows it. An index that is made anew has forgotten them all,
-        and of the RAM tier's evictions none is remembered. Reads no payload; does not count as a use.
+        A store with a disk tier remembers its last 65,536 departures (fewer with a first tier below 64 MiB), durably;
+        what was not admitted or could not be written is durable with the commit that follows it. An index that is made
+        anew has forgotten them all, and of the RAM tier's evictions none is remembered. Reads no payload; does not
+        count as a use.
         """
         self._check_open()
         return self._reads.explain(self._wanted(key, namespace))
@@ -339,14 +340,14 @@ class Store:
         self._check_open()
         ids = self._front.pin([self._wanted(k, namespace).block_id for k in keys])
         if self._back:
-            self._back.hold(ids, 1)
+            self._back.hold(namespace, ids, 1)
 
     def unpin(self, keys: Iterable[bytes], *, namespace: bytes = b"") -> None:
         """Undo one ``pin`` of each key; keys that are not pinned are ignored."""
         self._check_open()
         ids = self._front.unpin([self._wanted(k, namespace).block_id for k in keys])
         if self._back:
-            self._back.hold(ids, -1)
+            self._back.hold(namespace, ids, -1)
 
     # -- facts --------------------------------------------------------------------------------------
 

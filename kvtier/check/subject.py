@@ -16,7 +16,8 @@ from kvtier.errors import NotAStore, TierMissing
 from kvtier.fs import FileSystem
 from kvtier.identity import STORE_FILE, TIER_FILE, check_tier, load_identity
 from kvtier.index.data_file import DATA_FILE, last_commit, looks_cut
-from kvtier.index.lmdb_index import ENGINE, IndexUnusable, LmdbIndex, is_sound
+from kvtier.index.errors import IndexUnusable
+from kvtier.index.lmdb_index import ENGINE, LmdbIndex, is_sound
 from kvtier.segment.names import segment_name, segment_numbers
 
 

@@ -20,6 +20,7 @@ import lmdb.verify
 
 from kvtier.errors import StoreClosed
 from kvtier.index import schema
+from kvtier.index.errors import IndexBusy, IndexCorrupt, IndexUnusable
 from kvtier.index.gate import Gate
 from kvtier.index.schema import BlockEntry, ContentEntry, Departure, IndexDamaged, NamespaceEntry, SegmentEntry
 
@@ -29,25 +30,14 @@ _READERS_MAX = 1024
 _COMPLETE = "complete"
 _DEPARTURES = "departures"
 _MAP_BYTES_MAX = 1 << 40
-
-
-class IndexUnusable(Exception):
-    """The index cannot be opened. If it ``is_damaged``, it has to be made anew from the segments."""
-
-    def __init__(self, message: str, *, is_damaged: bool = True) -> None:
-        super().__init__(message)
-        self.is_damaged = is_damaged
-
-
-class IndexBusy(IndexUnusable):
-    """This process has the index open already, or had it when it was forked."""
-
-
 _DAMAGE = (
+    lmdb.BadTxnError,
     lmdb.CorruptedError,
+    lmdb.CursorFullError,
     lmdb.IncompatibleError,
     lmdb.InvalidError,
     lmdb.NotFoundError,
+    lmdb.PageFullError,
     lmdb.PageNotFoundError,
     lmdb.VersionMismatchError,
 )
@@ -68,12 +58,24 @@ class View:
         """The entry, or None; a damaged entry reads as None and is counted by the caller's miss."""
         key = schema.block_key(block_id)
         value = self._txn.get(key, db=self._ix.blocks)
-        return None if value is None else _checked(schema.decode_block, key, value)
+        return None if value is None else self._checked(schema.decode_block, key, value)
+
+    def is_damaged(self, block_id: int) -> bool:
+        """Whether there is an entry, for a block that :meth:`block` did not give."""
+        return self._txn.get(schema.block_key(block_id), db=self._ix.blocks) is not None
 
     def content(self, tier_no: int, content_id: bytes) -> ContentEntry | None:
         key = schema.content_key(tier_no, content_id)
         value = self._txn.get(key, db=self._ix.contents)
-        return None if value is None else _checked(schema.decode_content, key, value)
+        return None if value is None else self._checked(schema.decode_content, key, value)
+
+    def _checked(self, decode: Any, key: bytes, value: bytes) -> Any:
+        """The entry, or None if it is damaged."""
+        try:
+            return decode(key, value)
+        except IndexDamaged:
+            self._ix.met_damage = True
+            return None
 
     def segment(self, tier_no: int, segment_no: int) -> SegmentEntry | None:
         """The entry, or None; :class:`IndexDamaged`: it is there, but what it says is not known."""
@@ -87,14 +89,14 @@ class View:
         if not cursor.set_range(schema.block_key(after + 1)):
             return
         for key, value in cursor:
-            entry = _checked(schema.decode_block, key, value)
+            entry = self._checked(schema.decode_block, key, value)
             if entry is not None:
                 yield int.from_bytes(key, "big"), entry
 
     def contents(self, tier_no: int) -> Iterator[tuple[bytes, ContentEntry]]:
         """Every sound content entry of a tier, by content id."""
         for key, value in self._rows(self._ix.contents, tier_no):
-            entry = _checked(schema.decode_content, key, value)
+            entry = self._checked(schema.decode_content, key, value)
             if entry is not None:
                 yield key[1:], entry
 
@@ -106,7 +108,7 @@ class View:
     def _rows(self, db: Any, tier_no: int) -> Iterator[tuple[bytes, bytes]]:
         cursor = self._txn.cursor(db=db)
         if cursor.set_range(bytes((tier_no,))):
-            yield from takewhile(lambda row: row[0][0] == tier_no, cursor)
+            yield from takewhile(lambda row: row[0][:1] == bytes((tier_no,)), cursor)
 
     def departure(self, block_id: int) -> Departure | None:
         """The newest departure of a block that is remembered."""
@@ -115,7 +117,7 @@ class View:
         found = []
         for key, value in self._txn.cursor(db=self._ix.departures):
             row_at = schema.split_row_key(key) * schema.DEPARTURES_A_ROW
-            for slot, departure in schema.departures_of(block_id, _checked(schema.decode_row, key, value) or b""):
+            for slot, departure in schema.departures_of(block_id, self._checked(schema.decode_row, key, value) or b""):
                 found.append((self._age(row_at + slot), departure))
         return min(found)[1] if found else None
 
@@ -126,7 +128,7 @@ class View:
     def damaged(self) -> int:
         """How many entries of blocks, contents and segments do not pass their checksums."""
         return sum(
-            _checked(schema.checked_body, key, value) is None
+            self._checked(schema.checked_body, key, value) is None
             for db in (self._ix.blocks, self._ix.contents, self._ix.segments)
             for key, value in self._txn.cursor(db=db)
         )
@@ -184,7 +186,7 @@ class WriteTxn(View):
     def del_segment(self, tier_no: int, segment_no: int) -> None:
         self._txn.delete(schema.segment_key(tier_no, segment_no), db=self._ix.segments)
 
-    def add_departures(self, departures: Iterable[Departure]) -> None:
+    def add_departures(self, departures: Iterable[Departure], rows_max: int = schema.DEPARTURE_ROWS_MAX) -> None:
         """Remember these, in order, each in place of the oldest one once there are as many as may be."""
         count = self.counter(_DEPARTURES)
         rows: dict[int, bytearray] = {}
@@ -195,6 +197,8 @@ class WriteTxn(View):
             schema.set_departure(rows[row_no], slot, departure)
             count += 1
         for row_no, row in rows.items():
+            oldest = (row_no - rows_max) % schema.DEPARTURE_ROWS_MAX  # this row itself, if that is how many there are
+            self._txn.delete(schema.row_key(oldest), db=self._ix.departures)
             key = schema.row_key(row_no)
             self._txn.put(key, schema.encode_row(key, row), db=self._ix.departures)
         self.set_counter(_DEPARTURES, count)
@@ -202,7 +206,7 @@ class WriteTxn(View):
     def _row(self, row_no: int) -> bytearray:
         key = schema.row_key(row_no)
         value = self._txn.get(key, db=self._ix.departures)
-        row = None if value is None else _checked(schema.decode_row, key, value)
+        row = None if value is None else self._checked(schema.decode_row, key, value)
         return schema.empty_row() if row is None else bytearray(row)
 
     def put_namespace(self, namespace: bytes, entry: NamespaceEntry) -> None:
@@ -230,22 +234,6 @@ class WriteTxn(View):
             self._txn.drop(db, delete=False)
 
 
-@contextmanager
-def _as_os_error() -> Iterator[None]:
-    """What LMDB raises inside leaves as an :class:`OSError`."""
-    try:
-        yield
-    except lmdb.Error as e:
-        raise OSError(f"index: {e}") from e
-
-
-def _checked(decode: Any, key: bytes, value: bytes) -> Any:
-    try:
-        return decode(key, value)
-    except IndexDamaged:
-        return None
-
-
 class LmdbIndex:
     """The open LMDB environment of one store."""
 
@@ -255,7 +243,7 @@ class LmdbIndex:
             raise IndexUnusable(f"py-lmdb runs engine {lmdb.version()}, not 0.9.x", is_damaged=False)
         self._gate = Gate()
         self._read_only = read_only
-        self._is_closed = self._is_dead = False
+        self._is_closed = self._is_dead = self.met_damage = False
         self._folder, self._map_bytes = folder, map_bytes
         self._env: Any = None
         try:
@@ -264,7 +252,7 @@ class LmdbIndex:
             if self._env is not None:
                 self._env.close()
             kind = IndexBusy if "already open" in str(e) else IndexUnusable
-            raise kind(str(e), is_damaged=isinstance(e, _DAMAGE)) from e
+            raise kind(str(e), is_damaged=isinstance(e, _DAMAGE) or "data format" in str(e)) from e
 
     def _open(self, lock: bool) -> None:
         self._env = lmdb.open(
@@ -294,11 +282,25 @@ class LmdbIndex:
             self.namespaces = db(b"namespaces")
 
     @contextmanager
+    def _as_os_error(self) -> Iterator[None]:
+        """What LMDB raises inside leaves as an :class:`OSError`."""
+        try:
+            yield
+        except lmdb.Error as e:
+            raise self._os_error(e) from e
+
+    def _os_error(self, error: Exception) -> OSError:
+        if isinstance(error, _DAMAGE):
+            self.met_damage = True
+            return IndexCorrupt(f"index: {error}")
+        return OSError(f"index: {error}")
+
+    @contextmanager
     def read(self) -> Iterator[View]:
         """:class:`OSError` if the index cannot be read, :class:`StoreClosed` if it was closed."""
         self._enter()
         try:
-            with _as_os_error(), self._begin() as txn:
+            with self._as_os_error(), self._begin() as txn:
                 yield View(self, txn)
         finally:
             self._gate.leave()
@@ -351,13 +353,13 @@ class LmdbIndex:
             with suppress(OSError):
                 self._is_dead = self._refuses()
                 self.ensure_alive()
-            raise OSError(f"index: {e}") from e
+            raise self._os_error(e) from e
 
     def ensure_alive(self) -> None:
         """Open the index anew if an error left it dead: until then every read fails. Writing thread only, and not
         inside ``read``. :class:`OSError` if it cannot be; the next call tries again."""
         if self._is_dead and not self._is_closed:
-            with _as_os_error(), self._gate.closed():
+            with self._as_os_error(), self._gate.closed():
                 self._env.close()
                 self._open(lock=True)
             self._is_dead = False
@@ -374,7 +376,7 @@ class LmdbIndex:
         """Bytes of the map in use (pages handed out so far: it never shrinks). Raises as :meth:`read` does."""
         self._enter()
         try:
-            with _as_os_error():
+            with self._as_os_error():
                 return int(self._env.info()["last_pgno"] + 1) * int(self._env.stat()["psize"])
         finally:
             self._gate.leave()

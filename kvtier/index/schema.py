@@ -21,6 +21,7 @@ _SUM = struct.Struct("<I")
 
 DEPARTURES_MAX = 1 << 16
 DEPARTURES_A_ROW = 64
+DEPARTURE_ROWS_MAX = DEPARTURES_MAX // DEPARTURES_A_ROW
 #: The tier of a departure from none.
 NO_TIER = 255
 
@@ -92,6 +93,7 @@ class Reason(IntEnum):
     LOST = 4
     NOT_ADMITTED = 5
     WRITE_FAILED = 6
+    OVER_QUOTA = 7
 
 
 class Departure(NamedTuple):
@@ -179,6 +181,11 @@ def encode_namespace(key: bytes, e: NamespaceEntry) -> bytes:
 
 def decode_namespace(key: bytes, value: bytes) -> NamespaceEntry:
     return NamespaceEntry(*_NAMESPACE.unpack(checked_body(key, value, _NAMESPACE.size)))
+
+
+def departure_rows(bytes_max: int) -> int:
+    """How many rows of departures may take ``bytes_max``: at least two, and not more than there are."""
+    return min(max(2, bytes_max // (_DEPARTURE.size * DEPARTURES_A_ROW + _SUM.size)), DEPARTURE_ROWS_MAX)
 
 
 def empty_row() -> bytearray:

@@ -35,27 +35,29 @@ class Change:
         self.census = Census(txn)
         self.keep: set[SegmentId] = set()  # not to be sealed or dropped by this change
 
-    def link(self, block_id: int, tier_no: int, clock: int, written: Written) -> bool:
-        """Let ``block_id`` mean the record that was appended; whatever it meant before is unlinked.
+    def link(self, block_id: int, tier_no: int, clock: int, written: Written) -> BlockEntry | None:
+        """Let ``block_id`` mean the record that was appended, which is returned as its entry; whatever it meant before
+        is unlinked.
 
-        A reference needs its content in the same tier: False, and nothing is linked, if it is not there.
+        A reference needs its content in the same tier: None, and nothing is linked, if it is not there.
         """
         head = written.head
         content = self.txn.content(tier_no, head.content_id)
         if content is None:
             if head.kind is RecordKind.REFERENCE:
                 self.reject(tier_no, written)
-                return False
+                return None
             self.unlink(block_id)  # first: if it counted on an entry that was damaged, it must not count on this one
             content = self.add_content(tier_no, written)
         owns = _is_at(content, written)
         self.hold(tier_no, head.content_id)
         self.unlink(block_id)
-        self.txn.put_block(block_id, _block_of(tier_no, clock, written, owns))
+        entry = _block_of(tier_no, clock, written, owns)
+        self.txn.put_block(block_id, entry)
         self.census.add(head.namespace, 1, head.raw_len)
         if not owns:
             self.live[tier_no, written.segment_no] += head.record_len
-        return True
+        return entry
 
     def add_content(self, tier_no: int, written: Written) -> ContentEntry:
         """Let a payload record hold its content, which no block shares yet."""
@@ -115,28 +117,27 @@ class Change:
             self._free_own(entry, RecordState.DEAD)
         return entry
 
-    def depart(self, block_id: int, reason: Reason) -> None:
-        """Let ``block_id`` mean nothing, and remember why."""
+    def depart(self, block_id: int, reason: Reason) -> BlockEntry | None:
+        """Let ``block_id`` mean nothing, and remember why. What it meant, if that is known."""
         entry = self.unlink(block_id)
         tier_no = NO_TIER if entry is None else entry.tier_no
         self.departures[block_id] = Departure(block_id, self.when, reason, tier_no)
+        return entry
 
-    def quarantine(self, block_id: int, tier_no: int, content_id: bytes) -> list[int]:
-        """Forget a content that failed its checks and every block that needs it; returns those blocks.
+    def quarantine(self, block_id: int, tier_no: int, content_id: bytes) -> dict[int, BlockEntry | None]:
+        """Forget a content that failed its checks and every block that needs it; returns those blocks, and what they
+        meant.
 
         ``block_id`` is the one on which it was noticed; the others cost a walk over all blocks.
         """
         wanted = (tier_no, content_id)
-        gone = []
+        gone: dict[int, BlockEntry | None] = {}
         entry = self.txn.block(block_id)
         if entry is not None and (entry.tier_no, entry.content_id) == wanted:
-            self.depart(block_id, Reason.DAMAGED)
-            gone.append(block_id)
+            gone[block_id] = self.depart(block_id, Reason.DAMAGED)
         if self.txn.content(*wanted) is not None:
             others = [b for b, e in self.txn.blocks() if (e.tier_no, e.content_id) == wanted]
-            for other in others:
-                self.depart(other, Reason.DAMAGED)
-            gone += others
+            gone |= {other: self.depart(other, Reason.DAMAGED) for other in others}
         if (left := self.txn.content(*wanted)) is not None:
             self._free_content(*wanted, left)
         return gone

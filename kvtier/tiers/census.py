@@ -50,11 +50,11 @@ def read_census(index: LmdbIndex, count_max: int) -> dict[bytes, NamespaceEntry]
             return None
 
 
-def take_census(index: LmdbIndex) -> None:
-    """Count all blocks, unless what the index says of namespaces is exact: it was made, or changed, by a kvtier that
-    did not count them, or something in it was damaged. :class:`IndexFull` if it does not fit."""
+def take_census(index: LmdbIndex, *, anew: bool = False) -> None:
+    """Count all blocks, unless what the index says of namespaces is exact (and not ``anew``): it was made, or changed,
+    by a kvtier that did not count them, or something in it was damaged. :class:`IndexFull` if it does not fit."""
     with index.read() as view:
-        if is_exact(view):
+        if is_exact(view) and not anew:
             return
     with index.write() as txn:
         txn.clear_namespaces()

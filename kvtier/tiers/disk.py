@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvtier.clock import Clock
 from kvtier.events import Signals, TierResumed, TierSuspended
 from kvtier.fs import FileSystem
 from kvtier.identity import TIER_FILE
-from kvtier.policy.base import NO_PARENT, CompactionPolicy, EvictionPolicy, PromotionPolicy, SegmentFacts
+from kvtier.policy.base import CompactionPolicy, EvictionPolicy, PromotionPolicy, SegmentFacts
 from kvtier.segment.format import (
     SEGMENT_HEADER_BYTES,
     STATE_OFFSET,
@@ -27,6 +26,7 @@ from kvtier.segment.format import (
 from kvtier.segment.names import segment_name, segment_numbers
 from kvtier.segment.reader import Extent, Fetched, SegmentFiles, check_records, fetch_records
 from kvtier.segment.writer import Draft, SegmentWriter, Written
+from kvtier.tiers.order import TierOrder
 from kvtier.vault import Vault
 
 PAGE = 4096
@@ -95,8 +95,7 @@ class DiskTier:
         self.setup = setup
         self.name = setup.name
         self.tier_no = setup.tier_no
-        self.policy = setup.eviction()
-        self.policy_loaded = False
+        self.order = TierOrder(setup.tier_no, setup.eviction)
         self.can_punch = True
         self.segments: dict[int, Segment] = {}
         self.next_segment_no = 1
@@ -371,23 +370,6 @@ class DiskTier:
         """Whether the tier's folder is the one with its label, not gone and not the empty place where its disk was
         mounted (so that a missing file means a lost segment)."""
         return self._fs.exists(os.path.join(self.setup.folder, TIER_FILE))
-
-    @contextmanager
-    def holding(self, blocks: Iterable[int]) -> Iterator[None]:
-        """Inside, these blocks are not evicted: a chain longer than its tier keeps its beginning, not its end."""
-        policy, held = self.policy, [b for b in blocks if b != NO_PARENT]
-        for block in held:
-            policy.hold(block)
-        try:
-            yield
-        finally:
-            for block in held:
-                policy.release(block)
-
-    def reset_policy(self) -> None:
-        """Forget what the eviction policy knows; it is told anew from the index when next needed."""
-        self.policy = self.setup.eviction()
-        self.policy_loaded = False
 
     def close(self) -> None:
         self.seal()

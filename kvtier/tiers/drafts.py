@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from kvtier.blocks import Buffer
 from kvtier.identity import CONTENT_ID_BYTES
-from kvtier.index.schema import BlockEntry
+from kvtier.index.schema import BlockEntry, Reason
 from kvtier.segment.format import NO_SUM, RecordHead, RecordKind
 from kvtier.segment.writer import Draft
 from kvtier.tiers.ram import RamBlock
@@ -35,6 +35,21 @@ class NewBlock:
         """Whether the index says exactly this already."""
         mine = (self.content_id, self.lengths, self.meta, self.parent_id)
         return mine == (entry.content_id, entry.lengths, entry.meta, entry.parent_id)
+
+
+@dataclass(slots=True)
+class Group:
+    """What one commit is to write and to delete, and what was refused."""
+
+    puts: Sequence[NewBlock]
+    deletes: Sequence[int]
+    refused: dict[int, Reason] = field(default_factory=dict)
+
+    def refuse(self, block_ids: Collection[int], stored: Collection[int], reason: Reason) -> None:
+        """Not to write these blocks; older values of them, which are ``stored``, are as good as evicted."""
+        self.puts = [p for p in self.puts if p.block_id not in block_ids]
+        self.deletes = [*self.deletes, *stored]
+        self.refused.update(dict.fromkeys(block_ids, reason))
 
 
 def new_block(vault: Vault, block_id: int, seq: int, block: RamBlock, name: bytes | None = None) -> NewBlock:

@@ -9,7 +9,7 @@ Threads: the store's background worker only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
@@ -17,16 +17,18 @@ from itertools import pairwise
 from kvtier import codec
 from kvtier.blocks import Buffer
 from kvtier.events import BlockQuarantined, Signals
-from kvtier.index.lmdb_index import LmdbIndex, View
+from kvtier.index.lmdb_index import IndexFull, LmdbIndex, View
 from kvtier.index.schema import BlockEntry, NamespaceEntry, Reason
-from kvtier.policy.base import NO_PARENT
 from kvtier.segment.format import RecordKind
 from kvtier.segment.writer import Draft, Written
 from kvtier.tiers.census import read_census
+from kvtier.tiers.chains import known, orphans
 from kvtier.tiers.copier import Copier
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.drafts import NewBlock, head_of, payload_draft
+from kvtier.tiers.drafts import Group, NewBlock, head_of, payload_draft
 from kvtier.tiers.ledger import Ledger
+from kvtier.tiers.order import holding
+from kvtier.tiers.quotas import Quotas
 from kvtier.vault import KeyMissing
 
 Encoded = dict[bytes, tuple[int, list[Buffer]]]  # content id: codec and stored payload
@@ -48,13 +50,16 @@ class NoRoom(Exception):
 class Ladder:
     """The disk tiers in the order of the configuration, over one index."""
 
-    def __init__(self, index: LmdbIndex, tiers: Sequence[DiskTier], ledger: Ledger, signals: Signals) -> None:
+    def __init__(
+        self, index: LmdbIndex, tiers: Sequence[DiskTier], ledger: Ledger, quotas: Quotas, signals: Signals
+    ) -> None:
         self._index = index
         self.tiers = list(tiers)
         self._by_no = {t.tier_no: t for t in tiers}
         self._signals = signals
         self._copier = Copier(index, signals)
         self.ledger = ledger
+        self.quotas = quotas
 
     # -- facts --------------------------------------------------------------------------------------
 
@@ -69,11 +74,10 @@ class Ladder:
             return self._index.disk_bytes()
         return 0
 
-    def known(self, block_ids: Sequence[int]) -> list[int]:
+    def known(self, block_ids: Collection[int]) -> list[int]:
         """Those of the blocks that are on some tier."""
         self._index.ensure_alive()
-        with self._index.read() as view:
-            return [b for b in block_ids if view.block(b) is not None]
+        return known(self._index, block_ids)
 
     def count_blocks(self) -> int:
         """Blocks on all disk tiers; 0 while the index cannot be read."""
@@ -99,25 +103,28 @@ class Ladder:
         top = self.tiers[0]
         self._renounce_doubted(puts)
         encoded: Encoded = {}
-        refused: set[int] = set()
-        drafts, unchanged = self._plan(top, puts, encoded)
+        group = Group(puts, deletes)
+        self._refuse(group, self.quotas.admit(puts, deletes), Reason.OVER_QUOTA)
+        drafts, unchanged = self._plan(top, group.puts, encoded)
         while drafts and not self._fits(top, drafts):
             self._check_health(top)
-            if orphans := self._orphans(drafts):  # they displace nothing, and are as good as evicted
-                self._signals.count("not_admitted", len(orphans))
-                refused |= orphans
-                puts = [p for p in puts if p.block_id not in orphans]
-                deletes = [*deletes, *self.known(list(orphans))]
+            if idle := orphans(self._index, {b: d.head.parent_id for b, d in drafts}):  # they displace nothing
+                self._refuse(group, idle, Reason.NOT_ADMITTED)
             else:
                 self._make_room(top, drafts)
-            drafts, unchanged = self._plan(top, puts, encoded)
-        self.ledger.note(refused, Reason.NOT_ADMITTED, top)  # only now: making room commits
+            drafts, unchanged = self._plan(top, group.puts, encoded)
+        for block_id, reason in group.refused.items():  # only now: making room commits
+            self._signals.count(reason.name.lower())
+            self.ledger.note([block_id], reason, top)
         self.ledger.touch(unchanged)
         written = self._append(top, [d for _, d in drafts])
-        if not (written or deletes):
+        if not (written or group.deletes):
             return
-        self._commit(top, drafts, written, deletes)
+        self._commit(top, drafts, written, group.deletes)
         self._signals.count("blocks_written", sum(w.head.kind is RecordKind.BLOCK for w in written))
+
+    def _refuse(self, group: Group, block_ids: set[int], reason: Reason) -> None:
+        group.refuse(block_ids, self.known(block_ids), reason)
 
     def _renounce_doubted(self, puts: Sequence[NewBlock]) -> None:
         """What could not be read is written again, not taken for there: it leaves the index first."""
@@ -211,17 +218,6 @@ class Ladder:
             else:
                 tier.drop(segment_no)
 
-    def _orphans(self, drafts: Sequence[tuple[int, Draft]]) -> set[int]:
-        """Blocks whose parent is named but not stored, and their descendants: of no use in any prefix."""
-        parents = {block_id: d.head.parent_id for block_id, d in drafts}
-        outside = {p for p in parents.values() if p not in parents} - {NO_PARENT}
-        absent = outside - set(self.known(list(outside)))
-        orphans: set[int] = set()
-        while found := {b for b, p in parents.items() if p in absent} - orphans:
-            orphans |= found
-            absent = found
-        return orphans
-
     # -- room ---------------------------------------------------------------------------------------
 
     def _fits(self, tier: DiskTier, drafts: Sequence[tuple[int, Draft]]) -> bool:
@@ -238,16 +234,19 @@ class Ladder:
         The last tier, where to evict is to lose, keeps what they extend.
         """
         parents = {d.head.parent_id for _, d in drafts} if tier is self.tiers[-1] else set()
-        with tier.holding(parents):
+        with holding(tier.order.policy, parents):
             self._evict_for(tier, self._need(tier, drafts))
 
     def keep_caps(self) -> None:
-        """Evict where a tier is above its cap, as far as can be; nothing is lost because the tier below fails now."""
-        for tier in self.tiers:
+        """Evict where a namespace is above its quota or a tier above its cap, as far as can be; nothing is lost because
+        the tier below fails now."""
+        caps = [partial(self._evict_for, tier, 0, may_lose=False) for tier in self.tiers]
+        keepers: list[Callable[[], None]] = [self.quotas.keep, *caps]
+        for keep in keepers:
             try:
                 self._index.ensure_alive()
-                self._evict_for(tier, 0, may_lose=False)
-            except (OSError, NoRoom):
+                keep()
+            except (OSError, NoRoom, IndexFull):
                 self._signals.count("caps_not_kept")
 
     def _evict_for(self, tier: DiskTier, need: int, *, may_lose: bool = True) -> None:
@@ -257,14 +256,14 @@ class Ladder:
         if index + need > tier.setup.bytes_max:
             raise NoRoom(f"tier {tier.name}: {need} bytes do not fit even when it is empty")
         while (over := self.used_bytes(tier) + need - tier.setup.bytes_max) > 0:
-            self.ledger.load_policies()  # anew, if a commit has failed meanwhile
+            self.ledger.load([t.order for t in self.tiers])  # anew, if a commit has failed meanwhile
             before = tier.disk_bytes
             try:
                 victims = self._victims(tier, over)
                 evict(tier, victims)
                 freed = tier.disk_bytes < before or self._empty_a_segment(tier, evict)
             except BaseException:
-                tier.reset_policy()  # it has given away what stays
+                tier.order.reset()  # it has given away what stays
                 raise
             if not (freed or victims or self._drop_dead_tail(tier)):
                 raise NoRoom(f"tier {tier.name}: {over} bytes over its cap and nothing to evict")
@@ -273,7 +272,7 @@ class Ladder:
         victims: list[int] = []
         with self._index.read() as view:
             while size > 0 and len(victims) < _VICTIMS_MAX:
-                block_id = tier.policy.pop()
+                block_id = tier.order.policy.pop()
                 if block_id is None:
                     break
                 entry = view.block(block_id)
@@ -310,7 +309,7 @@ class Ladder:
                 return False
             residents = [b for b, e in view.blocks() if self._stands_in(view, e, tier.tier_no, picked)]
         for block_id in residents:
-            tier.policy.remove(block_id)
+            tier.order.policy.remove(block_id)
         evict(tier, residents)
         return bool(residents)
 
@@ -388,8 +387,8 @@ class Ladder:
         if content is None or (content.segment_no, content.offset) != place:
             return  # it has been replaced meanwhile
         with self.ledger.change() as change:
-            for gone in change.quarantine(block_id, tier.tier_no, content_id):
-                self.ledger.forget(gone)
+            for gone in change.quarantine(block_id, tier.tier_no, content_id).items():
+                self.ledger.forget(*gone)
         self._signals.count("quarantined")
         self._signals.emit(BlockQuarantined(tier.name, *place, reason))
 

@@ -5,35 +5,41 @@ Threads: the store's background worker only, except :meth:`Ledger.touch` and :me
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from kvtier.clock import Clock
 from kvtier.events import Signals
 from kvtier.index.lmdb_index import LmdbIndex, View
-from kvtier.index.schema import DEPARTURES_MAX, Departure, Reason
+from kvtier.index.schema import DEPARTURES_MAX, BlockEntry, Departure, Reason, departure_rows
 from kvtier.segment.format import RecordKind
 from kvtier.segment.writer import Written
 from kvtier.tiers.catalog import Change
 from kvtier.tiers.disk import DiskTier
+from kvtier.tiers.order import NamespaceOrders, Order
 
 _TOUCHES_MAX = 1 << 16
 _TOUCHES_A_COMMIT_MAX = 1 << 12  # each rewrites a page of the index
+_DEPARTURES_SHARE = 64  # of the first tier's cap, against which the index counts
 _SECONDS_MAX = (1 << 32) - 1
 
 
 class Ledger:
     """Commits changes of the index, keeps the logical clock, and tells tiers and policies what became of them."""
 
-    def __init__(self, index: LmdbIndex, tiers: Sequence[DiskTier], signals: Signals, clock: Clock) -> None:
+    def __init__(
+        self, index: LmdbIndex, tiers: Sequence[DiskTier], namespaces: NamespaceOrders, signals: Signals, clock: Clock
+    ) -> None:
         self._index = index
         self._wall = clock
         self._tiers = {t.tier_no: t for t in tiers}
+        self._orders: list[Order] = [*(t.order for t in tiers), namespaces]
         self._signals = signals
         self._touched: deque[int] = deque(maxlen=_TOUCHES_MAX)
-        self._held: dict[int, int] = {}
+        self._held: Counter[tuple[bytes, int]] = Counter()
         self._noted: dict[int, Departure] = {}
+        self._departure_rows = departure_rows(tiers[0].setup.bytes_max // _DEPARTURES_SHARE if tiers else 0)
         self._clock, self._seq = _counters(index)
 
     @property
@@ -51,21 +57,23 @@ class Ledger:
     def touches_waiting(self) -> int:
         return len(self._touched)
 
-    def hold(self, block_ids: Sequence[int], by: int) -> None:
+    def hold(self, namespace: bytes, block_ids: Sequence[int], by: int) -> None:
         """Protect blocks from eviction (``by`` = 1) or take that back (-1), on every tier."""
         for block_id in block_ids:
-            self._held[block_id] = self._held.get(block_id, 0) + by
-            if not self._held[block_id]:
-                del self._held[block_id]
-            for tier in self._tiers.values():
-                if tier.policy_loaded:
-                    (tier.policy.hold if by > 0 else tier.policy.release)(block_id)
+            self._held[namespace, block_id] += by
+            if not self._held[namespace, block_id]:
+                del self._held[namespace, block_id]
+            for order in self._loaded():
+                (order.hold if by > 0 else order.release)(namespace, block_id)
+
+    def _loaded(self) -> list[Order]:
+        return [order for order in self._orders if order.is_loaded]
 
     def pinned_segments(self, view: View, tier_no: int) -> set[int]:
         """Segments of a tier that protected blocks or their ancestors need."""
         found: set[int] = set()
         seen: set[int] = set()
-        for block_id in self._held:
+        for _, block_id in self._held:
             while block_id not in seen and (entry := view.block(block_id)) is not None:
                 seen.add(block_id)
                 content = view.content(entry.tier_no, entry.content_id)
@@ -74,20 +82,19 @@ class Ledger:
                 block_id = entry.parent_id
         return found
 
-    def load_policies(self) -> None:
-        """Tell the policies what the index holds; put off until the first eviction, so that opening is quick."""
-        fresh = {no: t for no, t in self._tiers.items() if not t.policy_loaded}
+    def load(self, orders: Iterable[Order]) -> None:
+        """Tell those that are not loaded what the index holds; put off until it is needed, so that opening is quick."""
+        fresh = [order for order in orders if not order.is_loaded]
         if not fresh:
             return
         with self._index.read() as view:
             for block_id, entry in view.blocks():
-                if entry.tier_no in fresh:
-                    fresh[entry.tier_no].policy.add(block_id, entry.parent_id, entry.clock)
-        for tier in fresh.values():
-            tier.policy_loaded = True
-            for block_id, holds in self._held.items():
-                for _ in range(holds):
-                    tier.policy.hold(block_id)
+                for order in fresh:
+                    order.arrive(block_id, entry)
+        for order in fresh:
+            order.is_loaded = True
+            for held in self._held.elements():
+                order.hold(*held)
 
     # -- what became of blocks ----------------------------------------------------------------------
 
@@ -126,11 +133,11 @@ class Ledger:
                 self._apply_touches(change)
                 change.finish(committed, active)
                 # What was noted of a block says more than that its older value had to go.
-                txn.add_departures({**change.departures, **self._noted}.values())
+                txn.add_departures({**change.departures, **self._noted}.values(), self._departure_rows)
                 self._save_counters(change)
         except BaseException:
-            for tier in tiers:
-                tier.reset_policy()
+            for order in self._orders:
+                order.reset()
             raise
         for tier in tiers:
             tier.uncommitted.clear()
@@ -146,14 +153,12 @@ class Ledger:
         """
         was = change.txn.block(block_id)
         clock = was.clock if was is not None and was.seq == record.head.seq else self._tick()
-        if not change.link(block_id, tier.tier_no, clock, record):
+        entry = change.link(block_id, tier.tier_no, clock, record)
+        if entry is None:
             return False
         self._seq = max(self._seq, record.head.seq)
-        for other in self._tiers.values():
-            if other.policy_loaded and other is not tier:
-                other.policy.remove(block_id)
-        if tier.policy_loaded:
-            tier.policy.add(block_id, record.head.parent_id, clock)
+        for order in self._loaded():
+            order.arrive(block_id, entry)
         if record.head.kind is RecordKind.REFERENCE:
             self._signals.count("dedup_blocks")
             self._signals.count("dedup_bytes", record.head.raw_len)
@@ -161,13 +166,12 @@ class Ledger:
 
     def unlink(self, change: Change, block_id: int, reason: Reason) -> None:
         """Let ``block_id`` mean nothing, and remember why."""
-        change.depart(block_id, reason)
-        self.forget(block_id)
+        self.forget(block_id, change.depart(block_id, reason))
 
-    def forget(self, block_id: int) -> None:
-        """A block left: tell the policies."""
-        for tier in self._tiers.values():
-            tier.policy.remove(block_id)
+    def forget(self, block_id: int, entry: BlockEntry | None) -> None:
+        """A block left: tell the policies what it was, if that is known."""
+        for order in self._loaded():
+            order.leave(block_id, entry)
 
     def _follow(self, change: Change) -> None:
         for (tier_no, segment_no), entry in change.result.items():
@@ -192,10 +196,10 @@ class Ledger:
             entry = change.txn.block(block_id)
             if entry is None:
                 continue
-            clock = self._tick()
-            change.txn.put_block(block_id, entry._replace(clock=clock))
-            if (tier := self._tiers.get(entry.tier_no)) is not None and tier.policy_loaded:
-                tier.policy.touch(block_id, clock)
+            used = entry._replace(clock=self._tick())
+            change.txn.put_block(block_id, used)
+            for order in self._loaded():
+                order.touch(block_id, used)
 
     def _tick(self) -> int:
         self._clock += 1

@@ -96,14 +96,16 @@ class DiskReader:
 
     def _locate(self, view: View, wanted: Wanted) -> Located | MissReason:
         entry = view.block(wanted.block_id)
-        if entry is None or entry.key != wanted.name or entry.namespace != wanted.namespace:
+        if entry is None:
+            return MissReason.CORRUPT if view.is_damaged(wanted.block_id) else MissReason.ABSENT
+        if entry.key != wanted.name or entry.namespace != wanted.namespace:
             return MissReason.ABSENT
         tier = self._tiers.get(entry.tier_no)
         if tier is None or wanted.block_id in self._stale:
             return MissReason.UNAVAILABLE
         content = view.content(entry.tier_no, entry.content_id)
         if content is None:
-            return MissReason.ABSENT
+            return MissReason.CORRUPT
         if (content.segment_no, content.offset) in tier.condemned:
             return MissReason.CORRUPT
         return Located(wanted, entry, content, tier)

@@ -159,6 +159,72 @@ def test_a_child_that_outlives_a_killed_writer_does_not_keep_its_lock(tmp_path: 
             assert value_of(store.get(b"k")) == b"x"
 
 
+# -- multiprocessing ---------------------------------------------------------------------------------
+
+POOL = """
+import multiprocessing, sys
+from pathlib import Path
+from kvtier import ForkedStore, Store
+from tests.stores import config, fill, names, noise
+
+folder, method = Path(sys.argv[1]), sys.argv[2]
+store = None
+
+def use_inherited(_):
+    try:
+        return store.match([b"k0000"])
+    except ForkedStore:
+        store.close()
+        return "forked"
+
+def read(rounds):
+    \"\"\"Read all there is, while the writer writes: how many values, none of them wrong.\"\"\"
+    right = 0
+    with Store.open(config(folder), read_only=True) as reader:
+        for _ in range(rounds):
+            for key, hit in zip(names(200), reader.get_many(names(200))):
+                if hit:
+                    assert b"".join(hit.buffers) == noise(key, 2000), key
+                    right += 1
+    return right
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(method)
+    store = Store.open(config(folder))
+    fill(store, names(100), 2000)
+    with context.Pool(2) as pool:
+        if method == "fork":
+            print(*pool.map(use_inherited, range(2)), flush=True)
+        else:
+            found = pool.map_async(read, [10, 10])
+            fill(store, names(200)[100:], 2000)
+            print(*(count >= 1000 for count in found.get(120)), flush=True)
+        pool.close()
+        pool.join()
+    fill(store, [b"after"], 100)
+    store.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        pytest.param("fork", "forked forked", marks=needs_fork),
+        ("spawn", "True True"),
+        pytest.param("forkserver", "True True", marks=needs_fork),
+    ],
+)
+def test_workers_of_multiprocessing(tmp_path: Path, method: str, said: str) -> None:
+    """One that inherits an open store is refused; one that starts afresh opens it read only, beside the writer."""
+    script = tmp_path / "pool.py"
+    script.write_text(POOL)
+    with running(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')", tmp_path, method) as parent:
+        assert parent.line() == said
+        assert parent.end() == 0
+    with Store.open(config(tmp_path)) as store:
+        assert store.match([*names(1), b"after"]) == 2
+
+
 # -- readers -----------------------------------------------------------------------------------------
 
 READER = """
@@ -179,6 +245,9 @@ with Store.open(config(Path(sys.argv[1])), read_only=True) as store:
             said = bytes(found.buffers[0][:40]).hex() if found else found.reason.name
             print(said, store.stats().quarantined, flush=True)
 """
+
+
+SMALL_MAP_READER = f"import kvtier.assembly\nkvtier.assembly._MAP_BYTES = 1 << 18\n{READER}"
 
 
 def hit(value: bytes) -> str:
@@ -272,6 +341,23 @@ def test_what_was_dropped_is_a_miss_to_a_reader(tmp_path: Path) -> None:
         found = store.get(b"k0000")
         assert isinstance(found, Miss)
         assert found.reason is MissReason.ABSENT
+
+
+def test_readers_go_on_while_the_index_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map that a reader opened is soon too small; what it reads stays right, before and after."""
+    monkeypatch.setattr("kvtier.assembly._MAP_BYTES", 1 << 18)
+    first, later = names(20), names(1500, "later")
+    with Store.open(config(tmp_path)) as store:
+        fill(store, first, KIB)
+    with running(SMALL_MAP_READER, tmp_path) as reader, Store.open(config(tmp_path)) as store:
+        assert reader.line() == "ready"
+        assert reader.ask("k0000") == hit(noise(b"k0000", KIB))
+        fill(store, later, 64)
+        assert store._back is not None
+        assert store._back.parts.index._env.info()["map_size"] > 1 << 18
+        for key, size in ((first[0], KIB), (first[-1], KIB), (later[0], 64), (later[-1], 64)):
+            assert reader.ask(key.decode()) == hit(noise(key, size))
+        assert reader.end() == 0
 
 
 WATCHER = """

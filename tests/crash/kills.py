@@ -69,9 +69,9 @@ def live_and_die(settings: Config, manner: Manner, oracles: list[Oracle], seed: 
                 heard = here.recv()
                 hear(oracles, heard)
                 said[heard.what] += 1
-                if said.total() == last:
+                if said.total() >= last:
                     process.kill()
-                elif said.total() < last and rng.random() < 0.3:
+                elif rng.random() < 0.3:
                     read_along(reader, rng)
         except EOFError:
             pass

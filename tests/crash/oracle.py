@@ -103,26 +103,26 @@ def _shown(value: bytes | None) -> str:
 
 def tell_of_losses(store: Store | None, tell: Callable[[int], None]) -> None:
     """``tell`` is called with each block that the store is about to give up: at a cap, because a newer value of it was
-    lost, because it was deleted, or because a full tier does not take it in without its parent. This is before the
-    commit that does it.
+    lost, because it was deleted, or because it is refused: a full tier does not take it in without its parent, or its
+    namespace has reached its quota. This is before the commit that does it.
 
     None: all stores of this process, those to come included, if their worker may be faster than who tells."""
     ladder: Any = Ladder if store is None else store._back.ladder  # type: ignore[union-attr]
     ledger: Any = Ledger if store is None else ladder.ledger
-    unlink, orphans = ledger.unlink, ladder._orphans
+    unlink, refuse = ledger.unlink, ladder._refuse
 
     def watched_unlink(*args: Any) -> None:
         *_, block_id, _ = args  # with or without self before the change
         tell(block_id)
         unlink(*args)
 
-    def watched_orphans(*args: Any) -> set[int]:
-        found: set[int] = orphans(*args)
-        for block_id in found:
+    def watched_refuse(*args: Any) -> None:
+        *_, block_ids, _ = args
+        for block_id in block_ids:
             tell(block_id)
-        return found
+        refuse(*args)
 
-    ledger.unlink, ladder._orphans = watched_unlink, watched_orphans
+    ledger.unlink, ladder._refuse = watched_unlink, watched_refuse
 
 
 def die(store: Store | None, fs: FaultyFileSystem) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kvtier.assembly import RUNNING_FILE
 from kvtier.fs import OsFileSystem
 from kvtier.index.lmdb_index import LmdbIndex, WriteTxn
+from kvtier.running import RUNNING_FILE
 from kvtier.testing import FaultyFileSystem, SimulatedCrash
 from tests.crash.oracle import check_usable, die, reopen, two_tiers
 from tests.crash.workload import Workload

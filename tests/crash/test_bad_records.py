@@ -7,11 +7,12 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from kvtier import Config, FlushError, Hit, Miss, MissReason, Store
+from kvtier import BlockState, Config, FlushError, Hit, Miss, MissReason, Store, running
 from kvtier.events import BlockQuarantined, Event, RebuildProgress, Recovered, SegmentLost
 from kvtier.index.lmdb_index import LmdbIndex
 from kvtier.segment.format import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Place, RecordHead, unpack_head
@@ -382,7 +383,8 @@ def test_old_index_that_nothing_gives_away(damaged: Damaged) -> None:
 
 
 def test_damaged_index_entries_are_misses(damaged: Damaged) -> None:
-    """A page of the index with flipped bits: entries that fail their checksum are not there."""
+    """A page of the index with flipped bits: entries that fail their checksum are misses, and the next opening makes
+    the index anew."""
     data = damaged.index / "data.mdb"
     raw = bytearray(data.read_bytes())
     for key in KEYS[:2]:
@@ -392,7 +394,60 @@ def test_damaged_index_entries_are_misses(damaged: Damaged) -> None:
             at = raw.find(key, at + 1)
     data.write_bytes(raw)
     with damaged.open() as store:
-        damaged.check(store, set(KEYS[:2]), MissReason.ABSENT)
+        for key in KEYS[:2]:
+            miss = store.get(key)
+            assert isinstance(miss, Miss)
+            assert miss.reason is MissReason.CORRUPT
+            assert store.explain(key).state is BlockState.DAMAGED
+        assert value_of(store.get(KEYS[2])) == damaged.values[KEYS[2]]
+        store.put(KEYS[0], damaged.values[KEYS[0]])
+        store.flush()
+        assert value_of(store.get(KEYS[0])) == damaged.values[KEYS[0]]
+    with damaged.open() as store:
+        assert [event.rebuilt for event in damaged.events if isinstance(event, Recovered)] == [True]
+        damaged.check(store, set())
+
+
+@pytest.mark.parametrize("page", range(2, 14))
+def test_an_index_with_a_damaged_page_is_made_anew(damaged: Damaged, page: int) -> None:
+    """Whether LMDB meets the page while the store is opened, or in a write, or not at all."""
+    data = damaged.index / "data.mdb"
+    raw = bytearray(data.read_bytes())
+    raw[page * 4096 + 10] ^= 0xFF  # what kind of page it is
+    data.write_bytes(raw)
+    with damaged.open() as store:
+        store.put(b"new", noise("new", SIZE))
+        with suppress(FlushError):
+            store.flush()
+    with damaged.open() as store:
+        for key in KEYS:
+            assert value_of(store.get(key)) == damaged.values[key]
+        store.put(b"new", noise("new", SIZE))
+        store.flush()
+
+
+def test_an_index_that_may_have_ended_the_process_is_looked_at(
+    damaged: Damaged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that was killed costs no look at the index; one after a few in a row does, and they count anew."""
+    looks: list[str] = []
+
+    def look(folder: str) -> bool:
+        looks.append(folder)
+        return True
+
+    monkeypatch.setattr("kvtier.assembly.is_sound", look)
+    mark = damaged.folder / "store" / running.RUNNING_FILE
+    seen = []
+    for _ in range(2 * running.CRASHES_MAX + 1):
+        with damaged.open():
+            left = mark.read_bytes()
+        mark.write_bytes(left)  # as a kill leaves it
+        seen.append(len(looks))
+    assert seen == [0, 0, 0, 1, 1, 1, 2]
+    mark.unlink()
+    damaged.open().close()
+    assert len(looks) == 2
 
 
 def test_index_that_cannot_be_read_is_a_miss(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:

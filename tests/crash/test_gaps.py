@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from kvtier import FlushError, Miss, MissReason, Store
+from kvtier.check import rebuild_index, repair, verify
 from kvtier.events import Event, Recovered
 from kvtier.front import Front
 from kvtier.fs import OsFileSystem
@@ -495,6 +496,72 @@ def test_gap_index_half_made(world: World, monkeypatch: pytest.MonkeyPatch) -> N
     for n in range(6):
         assert world.says(b"%d" % n) == noise(n, 20 * KIB)
     assert world.says(b"twin") == noise(5, 20 * KIB)
+
+
+# -- putting in order --------------------------------------------------------------------------------
+
+
+def holding_some(world: World) -> dict[bytes, bytes]:
+    """The world holds these blocks, two of which share a payload, and is closed."""
+    values = {b"%d" % n: noise(n % 4, 20 * KIB) for n in range(5)}
+    with world.again() as store:
+        for key, value in values.items():
+            store.put(key, value)
+        store.flush()
+        move_down(store, b"1", b"2")
+    return values
+
+
+def deaths(world: World, monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> Iterator[int]:
+    """Kill the action at its first call to the file system, its second, ..., until it is not reached."""
+    for point in range(1, 1000):
+        fs = FaultyFileSystem(OsFileSystem())
+        fs.crash_at(point)
+        with monkeypatch.context() as patch:
+            patch.setitem(repair.__globals__, "default_file_system", lambda fs=fs: fs)
+            patch.setattr("kvtier.recovery._BATCH", 2)
+            try:
+                action()
+            except SimulatedCrash:
+                die(None, fs)
+            else:
+                return
+        yield point
+
+
+def test_gap_rebuild_index(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = holding_some(world)
+    rebuilt = 0
+    for point in deaths(world, monkeypatch, lambda: rebuild_index(world.settings)):
+        world.events.clear()
+        assert {key: world.says(key) for key in values} == values, point
+        recovered = world.recovered()
+        rebuilt += recovered is not None and recovered.rebuilt
+    assert rebuilt > 3
+    assert verify(world.settings).is_sound
+
+
+def test_gap_repair(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One payload is damaged, and so is a segment's header. What is sound is there after each death; what is damaged is
+    a miss; and another repair comes to the end."""
+    values = holding_some(world)
+    top, low = (segments(world.folder, name)[0] for name in ("top", "low"))
+    flip(top, top.read_bytes().find(values[b"3"]))
+    flip(low, 0)
+    damaged = shutil.copytree(world.folder / "store", world.folder / "damaged")
+    points = 0
+    for point in deaths(world, monkeypatch, lambda: repair(world.settings)):
+        with world.again() as store:
+            for key in sorted(values.keys() - {b"3"}):
+                assert value_of(store.get(key)) == values[key], (point, key)
+            assert isinstance(store.get(b"3"), Miss), point
+        assert repair(world.settings).left.is_sound, point
+        shutil.rmtree(world.folder / "store")
+        shutil.copytree(damaged, world.folder / "store")
+        points += 1
+    assert points > 15
+    with world.again() as store:
+        assert store.match([b"0", b"1", b"2", b"4"]) == 4
 
 
 # -- errors ------------------------------------------------------------------------------------------

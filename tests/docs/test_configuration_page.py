@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from kvtier.config import PrefetchConfig, RamConfig, StoreConfig, TierConfig, WriteBehindConfig
+from kvtier.config import PrefetchConfig, QuotaConfig, RamConfig, StoreConfig, TierConfig, WriteBehindConfig
 from kvtier.units import parse_size
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -19,6 +19,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[write_behind]": WriteBehindConfig,
     "[prefetch]": PrefetchConfig,
     "[[tier]]": TierConfig,
+    "[[quota]]": QuotaConfig,
 }
 _ROW = re.compile(r"^\| `(\w+)` \| (?:`([^`]*)`)? *\|", re.MULTILINE)
 

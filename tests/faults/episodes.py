@@ -191,6 +191,35 @@ def read_only(folder: Path) -> None:
     tried.check_after()
 
 
+def read_only_index(folder: Path) -> None:
+    """The index's disk has an error, upon which Linux makes it read-only until it is mounted anew. (A remount by hand
+    is refused as long as the index is open.)"""
+    image = folder / "image"
+    image.write_bytes(bytes(16 * MIB))
+    run("mkfs.ext4", "-q", "-F", str(image))
+    tried = Tried(folder, folder / "tier")
+    with tried.open() as store:
+        assert tried.put(store)
+    index = folder / "store" / "index"
+    mount_image(image, index)
+    with tried.open() as store:  # the index is made anew there
+        assert tried.put(store)
+        tried.events.clear()
+        number = os.stat(index).st_dev
+        device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+        (Path("/sys/fs/ext4") / device.name / "trigger_fs_error").write_text("a test")
+        tried.check_episode(store)
+        tried.check(store)
+    run("umount", str(index))
+    mount_image(image, index)
+    tried.check_after()
+
+
+def mount_image(image: Path, folder: Path) -> None:
+    run("mount", "-o", "loop,errors=remount-ro", str(image), str(folder))
+    folder.chmod(0o700)
+
+
 def _gone(folder: Path, home: Path, leave: Callable[[], None], come_back: Callable[[], None]) -> None:
     tried = Tried(folder, home)
     with tried.open() as store:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kvtier import Config, FlushError, Store
 from kvtier.fs import OsFileSystem
-from tests.crash.oracle import Oracle, check_usable, reopen, two_tiers
+from tests.crash.oracle import Oracle, check_usable, reopen, tell_of_losses, two_tiers
 from tests.crash.workload import QuickClock, Workload, block
 from tests.stores import names
 
@@ -83,8 +83,12 @@ def _opened(settings: Config) -> Store:
 
 
 def recover(folder: Path, low_bytes: int, pipe: Connection) -> None:
-    with telling(pipe):
-        reopen(settings_of(folder, low_bytes)).close()
+    with telling(pipe), reopen(settings_of(folder, low_bytes)) as store:
+        assert store._back is not None
+        with store._back.parts.index.read() as view:
+            keys = {block_id: entry.key for block_id, entry in view.blocks()}
+        # Its caps are kept from now on.
+        tell_of_losses(store, lambda block_id: pipe.send(("dropped", [keys[block_id]])))
 
 
 def verify(folder: Path, low_bytes: int, pipe: Connection, oracle: Oracle) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from functools import cache
 
 
@@ -35,3 +36,15 @@ def why_no_mounts() -> str | None:
         ["unshare", "--mount", "mount", "-t", "tmpfs", "-o", "size=1m", "none", "/mnt"], capture_output=True, text=True
     )
     return None if tried.returncode == 0 else f"no file system may be mounted here: {tried.stderr.strip()}"
+
+
+@cache
+def why_no_loop() -> str | None:
+    """For an ext4 file system in a file, which can be made to fail."""
+    if shutil.which("mkfs.ext4") is None or not os.path.isdir("/sys/fs/ext4"):
+        return "ext4 is not there"
+    with tempfile.NamedTemporaryFile() as image:
+        image.truncate(8 << 20)
+        steps = f"mkfs.ext4 -q -F {image.name} && mount -o loop {image.name} /mnt"
+        tried = subprocess.run(["unshare", "--mount", "sh", "-c", steps], capture_output=True, text=True)
+    return None if tried.returncode == 0 else f"no file system in a file may be mounted here: {tried.stderr.strip()}"

@@ -17,7 +17,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvtier.assembly import RUNNING_FILE
+from kvtier.running import RUNNING_FILE
 from tests.crash.oracle import Oracle
 from tests.faults import lives
 from tests.faults.lossy import Loss, serve

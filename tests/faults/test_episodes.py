@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults import episodes
 from tests.faults.namespace import run_apart
-from tests.faults.needs import why_no_mounts
+from tests.faults.needs import why_no_loop, why_no_mounts
 
 pytestmark = pytest.mark.skipif(why_no_mounts() is not None, reason=str(why_no_mounts()))
 
@@ -22,4 +22,11 @@ pytestmark = pytest.mark.skipif(why_no_mounts() is not None, reason=str(why_no_m
 )
 def test_an_episode(episode: Callable[[Path], None], tmp_path: Path) -> None:
     trouble = run_apart(episode, tmp_path)
+    assert trouble is None, trouble
+
+
+def test_an_index_that_becomes_read_only(tmp_path: Path) -> None:
+    if why := why_no_loop():
+        pytest.skip(why)
+    trouble = run_apart(episodes.read_only_index, tmp_path)
     assert trouble is None, trouble

@@ -42,6 +42,7 @@ NAMES = {
     "StoreLocked",
     "StoreStats",
     "StoreUnwritable",
+    "QuotaConfig",
     "TierConfig",
     "TierMissing",
     "UnsafeFolder",

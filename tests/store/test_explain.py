@@ -15,7 +15,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from kvtier import BlockState, Config, Explanation, FlushError, Miss, MissReason, Store
+from kvtier import BlockState, Config, Explanation, FlushError, Hit, Miss, MissReason, Store
 from kvtier.fs import OsFileSystem
 from kvtier.index import schema
 from kvtier.index.lmdb_index import LmdbIndex
@@ -306,6 +306,35 @@ def test_the_newest_are_remembered_and_the_oldest_forgotten(tmp_path: Path) -> N
     assert list(remembered(index, range(oldest - 3, oldest + 3))) == [oldest, oldest + 1, oldest + 2]
     assert list(remembered(index, (last, last + 1))) == [last]
     index.close()
+
+
+@pytest.mark.parametrize("size", [1, 63, 300, 5000])
+def test_a_small_ring_keeps_the_newest(tmp_path: Path, size: int) -> None:
+    index = LmdbIndex(str(tmp_path), map_bytes=1 << 24, read_only=False)
+    for first in range(1, DEPARTURES_MAX + 20_000, size):
+        with index.write() as txn:
+            txn.add_departures(departures(range(first, first + size)), 3)
+    last = first + size - 1
+    with index.read() as view:
+        assert view._txn.stat(index.departures)["entries"] == 3
+    kept = list(remembered(index, range(last - 3 * DEPARTURES_A_ROW, last + 1)))
+    assert kept == list(range(kept[0], last + 1))
+    assert len(kept) > 2 * DEPARTURES_A_ROW
+    index.close()
+
+
+def test_departures_do_not_fill_a_small_tier(tmp_path: Path) -> None:
+    """Whose cap the index counts against: after a long life nothing else would have room."""
+    small = config(tmp_path, tier(bytes_max=MIB, segment_bytes=256 * KIB), value_bytes_max=64 * KIB)
+    with Store.open(small, background=False) as store:
+        assert store._back is not None
+        ledger = store._back.ladder.ledger
+        for first in range(1, DEPARTURES_MAX, 4000):
+            ledger.note(range(first, first + 4000), Reason.EVICTED, store._back.ladder.tiers[0])
+            store.put(b"k", noise(first, 1000))
+            store.flush()
+        assert store.stats().index_bytes < MIB // 4
+        assert isinstance(store.get(b"k"), Hit)
 
 
 def test_of_one_block_the_newest_counts_wherever_it_stands(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_what_was_not_counted_is_unknown_until_it_is(tmp_path: Path, change: Cal
     change(tmp_path)
     with Store.open(config(tmp_path), read_only=True) as reader:
         reader.get(b"any", namespace=A)
-        assert stats(reader)[A] == NamespaceStats(A, None, None, 0, 1)
+        assert stats(reader)[A] == NamespaceStats(A, None, None, None, None, 0, 1)
     with Store.open(config(tmp_path)) as store:
         if change is damaged:
             put(store, A, [b"more"], 10)  # it is noticed, and repaired when the store is opened next
@@ -172,20 +172,20 @@ def test_hits_and_misses(tmp_path: Path) -> None:
         store.get(key, namespace=B)
         store.get(b"none", namespace=A)
         list(store.get_many([*names(3), b"none"], namespace=A))
-        assert stats(store)[A] == NamespaceStats(A, 3, 9000, hits=5, misses=2)
-        assert stats(store)[B] == NamespaceStats(B, 0, 0, hits=0, misses=1)
+        assert stats(store)[A] == NamespaceStats(A, 3, 9000, 9000 + 3 * KIB, None, hits=5, misses=2)
+        assert stats(store)[B] == NamespaceStats(B, 0, 0, 0, None, hits=0, misses=1)
     with Store.open(config(tmp_path)) as store:  # from disk
         store.get(key, namespace=A)
         store.get_into(key, bytearray(3000), namespace=A)
         list(store.get_many([*names(3), b"none"], namespace=A))
-        assert stats(store)[A] == NamespaceStats(A, 3, 9000, hits=5, misses=1)
+        assert stats(store)[A] == NamespaceStats(A, 3, 9000, 9000 + 3 * KIB, None, hits=5, misses=1)
 
 
 def test_a_store_without_a_disk_counts_uses() -> None:
     with Store.open(Config(ram={"bytes_max": "1MiB"})) as store:
         store.put(b"k", b"v", namespace=A)
         store.get(b"k", namespace=A)
-        assert store.stats().namespaces == (NamespaceStats(A, 0, 0, hits=1, misses=0),)
+        assert store.stats().namespaces == (NamespaceStats(A, 0, 0, 0, None, hits=1, misses=0),)
 
 
 def test_memory_for_names_is_bounded(tmp_path: Path) -> None:
@@ -202,7 +202,17 @@ def test_as_json(tmp_path: Path) -> None:
     with Store.open(config(tmp_path)) as store:
         put(store, b"\xff-", names(1), 10)
         shown = json.loads(json.dumps(store.stats().as_dict()["namespaces"]))
-    assert shown == [{"name": "\\xff-", "blocks": 1, "bytes_stored": 10, "hits": 0, "misses": 0}]
+    assert shown == [
+        {
+            "name": "\\xff-",
+            "blocks": 1,
+            "bytes_stored": 10,
+            "bytes_counted": 1034,
+            "bytes_max": None,
+            "hits": 0,
+            "misses": 0,
+        }
+    ]
 
 
 def test_the_same_bytes_in_two_namespaces_are_two(tmp_path: Path) -> None:

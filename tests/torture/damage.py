@@ -9,8 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from kvtier import Config, Hit, KeyProvider, Store, single_key
+from kvtier import Config, Hit, KeyProvider, Store, StoreError, running, single_key
+from kvtier.errors import ConfigError
 from kvtier.events import BlockQuarantined, Event, Recovered, SegmentLost
+from kvtier.fs import OsFileSystem
+from kvtier.running import RUNNING_FILE
 from tests.crash.oracle import BLOCK_BYTES, LostBlock, Oracle, WrongBytes
 from tests.stores import KIB, config, flip, names, noise, settle, tier, value_of
 from tests.torture.stage import Case
@@ -77,6 +80,9 @@ class Damaged:
             self.delete_segment,
             self.delete_index,
             self.bring_back_index,
+            self.damage_label,
+            self.damage_config,
+            self.change_running,
         ]
         kind = self.rng.choice(kinds)
         if self._segments():
@@ -149,6 +155,41 @@ class Damaged:
         shutil.copytree(self.folder / "older index", self.folder / "index")
         self.index_is_older = True
 
+    def damage_label(self) -> None:
+        """Refused, as long as it lasts; the file then comes back as it was."""
+        file = self.rng.choice([self.folder / "STORE", self._segment().with_name("TIER")])
+        whole = file.read_bytes()
+        match self.rng.randrange(4):
+            case 0:
+                flip(file, self.rng.randrange(len(whole)))
+            case 1:
+                os.truncate(file, self.rng.randrange(len(whole)))
+            case 2:
+                file.write_bytes(self.rng.randbytes(len(whole)))
+            case _:
+                file.unlink()
+        _check_refused(self.open, StoreError)
+        file.write_bytes(whole)
+        file.chmod(0o600)
+
+    def damage_config(self) -> None:
+        """Refused if the store is opened by its folder; else it is written anew."""
+        file = self.folder / "CONFIG"
+        os.truncate(file, self.rng.randrange(file.stat().st_size))
+        _check_refused(lambda: Store.open(self.folder, keys=self.keys), ConfigError)
+
+    def change_running(self) -> None:
+        """The mark of a session that did not end: gone, of another boot, of this one, or nonsense."""
+        file = self.folder / RUNNING_FILE
+        file.unlink(missing_ok=True)
+        match self.rng.randrange(4):
+            case 0:
+                file.write_bytes(b"an earlier boot")
+            case 1:
+                running.start(OsFileSystem(), str(self.folder), self.rng.randrange(5))
+            case 2:
+                file.write_bytes(self.rng.randbytes(self.rng.randrange(400)))
+
     # -- checks -------------------------------------------------------------------------------------
 
     def check(self) -> Counter[str]:
@@ -156,14 +197,11 @@ class Damaged:
         with self.open(events) as store:
             missing = [key for key in KEYS if self._is_missing(store, key)]
             settle(store)
-            stats = store.stats()
-            signs = sum(isinstance(event, BlockQuarantined | Recovered | SegmentLost) for event in events)
-            signs += stats.misses.get("corrupt", 0) + sum(stats.counters.get(sign, 0) for sign in _SIGNS)
-            if missing and not signs:
+            if missing and not signs(store, events):
                 raise LostBlock(f"{missing} went without a sign")
-            self._store_again(store)
+            self.store_again(store)
         with self.open() as store:
-            self._check_stored_again(store)
+            self.check_stored_again(store)
         return Counter(blocks_damaged=len(missing))
 
     def _is_missing(self, store: Store, key: bytes) -> bool:
@@ -177,19 +215,39 @@ class Damaged:
             raise WrongBytes(f"{key!r}: {value[:4].hex()}, {len(value)} bytes")
         return False
 
-    def _store_again(self, store: Store) -> None:
+    def store_again(self, store: Store) -> None:
         for key in KEYS:
-            store.put(key, noise(("again", key), 5000))
+            store.put(key, again(key))
         store.flush()
-        self._check_stored_again(store)
+        self.check_stored_again(store)
 
-    def _check_stored_again(self, store: Store) -> None:
+    def check_stored_again(self, store: Store) -> None:
         for key in KEYS:
             hit = store.get(key)
             if not isinstance(hit, Hit):
                 raise LostBlock(f"{key!r} cannot be stored again: {hit.reason}")
-            if value_of(hit) != noise(("again", key), 5000):
+            if value_of(hit) != again(key):
                 raise WrongBytes(f"{key!r}, stored again")
+
+
+def again(key: bytes) -> bytes:
+    """What a key is given once all was looked at."""
+    return noise(("again", key), 5000)
+
+
+def signs(store: Store, events: list[Event]) -> int:
+    """How often a store said that something was damaged."""
+    stats = store.stats()
+    told = sum(isinstance(event, BlockQuarantined | Recovered | SegmentLost) for event in events)
+    return told + stats.misses.get("corrupt", 0) + sum(stats.counters.get(sign, 0) for sign in _SIGNS)
+
+
+def _check_refused(opening: Callable[[], Store], error: type[Exception]) -> None:
+    try:
+        opening().close()
+    except error:
+        return
+    raise AssertionError("what is damaged was believed")
 
 
 def run_damage(case: Case) -> Counter[str]:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from kvtier import KeyProvider, KvtierError, Store, single_key
 from kvtier.fs import OsFileSystem, PortableFileSystem
+from kvtier.index.schema import BlockEntry
 from kvtier.testing import FaultyFileSystem, SimulatedCrash
 from tests.crash.oracle import check_usable, die, reopen, tell_of_losses
 from tests.crash.power import index_copied_to, new_boot
-from tests.stores import KIB, config, tier
+from tests.stores import KIB, config, settle, tier
 from tests.torture import clients
 from tests.torture.model import Model
 from tests.torture.simulated import OneThread, SimulatedClock, identities_from, with_one_reader
@@ -138,6 +139,7 @@ class Simulation:
     def _close_and_open(self) -> None:
         self._say("close")
         self._close()
+        self._settle()
         self._open()
 
     # -- lives --------------------------------------------------------------------------------------
@@ -150,22 +152,23 @@ class Simulation:
         self._fs = self._disk()
         self.store = Store.open(self._settings, fs=self._fs, clock=self.clock, background=False, keys=self._keys)
         self._reader = with_one_reader(self.store)
-        by_id = {self.store._wanted(key, b"").block_id: key for key in clients.KEYS}
-        tell_of_losses(self.store, lambda block_id: self.model.dropped([by_id[block_id]]))
-        self._tell_of_quarantine(by_id)
+        self._tell_of_losses(self.store)
         self._clients = [kind(self) for kind in clients.ALL]
         self._failures = 0
         self.model.reads_fail = False
 
-    def _tell_of_quarantine(self, by_id: dict[int, bytes]) -> None:
-        """What cannot be read, and is put again, is given up with all blocks that shared it."""
-        assert self.store._back is not None
-        ledger = self.store._back.ladder.ledger
+    def _tell_of_losses(self, store: Store) -> None:
+        """What the store gives up: at its caps, which it keeps from its opening on, and what cannot be read and is put
+        again, with all blocks that shared it."""
+        assert store._back is not None
+        by_id = {store._wanted(key, b"").block_id: key for key in clients.KEYS}
+        tell_of_losses(store, lambda block_id: self.model.dropped([by_id[block_id]]))
+        ledger = store._back.ladder.ledger
         forget = ledger.forget
 
-        def watched(block_id: int) -> None:
+        def watched(block_id: int, entry: BlockEntry | None) -> None:
             self.model.dropped([by_id[block_id]])
-            forget(block_id)
+            forget(block_id, entry)
 
         setattr(ledger, "forget", watched)  # noqa: B010
 
@@ -182,13 +185,11 @@ class Simulation:
         self.done.update(signals.counts())
         try:
             self.store.close()
+            failed = signals.counts().get("write_failures", 0) > failures
         except (OSError, KvtierError) as e:
             self._say(f"close: {type(e).__name__}")
-            self.model.oracle.failed()
-        if signals.counts().get("write_failures", 0) > failures:
-            self.model.oracle.failed()
-        else:
-            self.model.oracle.flushed()
+            failed = True
+        (self.model.oracle.failed if failed else self.model.oracle.flushed)()
 
     def _leave_clients(self) -> None:
         for client in self._clients:
@@ -212,11 +213,17 @@ class Simulation:
             shutil.copyfile(self._index_before, index / "data.mdb")
             self.model.oracle.deletions_may_be_undone()
         self._recover_in_vain(power)
+        self._settle(stale=lost == "all", damage=power)
+        self._open()
+
+    def _settle(self, *, stale: bool = False, damage: bool = False) -> None:
+        """Hold the store to what it promised, on a disk that is well; what it says then is the truth."""
         with reopen(self._settings, keys=self._keys) as store:
-            self.model.oracle.check(store, stale=lost == "all", damage=power)
+            self._tell_of_losses(store)
+            settle(store)
+            self.model.oracle.check(store, stale=stale, damage=damage)
             self.model.oracle.saw(store)
         self.model.settled()
-        self._open()
 
     def _lose_power(self, fs: FaultyFileSystem) -> None:
         fs.lose_unsynced(self.rng.randrange(1 << 30), keep_probability=self.rng.choice([0, 0.5, 0.9]))
@@ -229,7 +236,9 @@ class Simulation:
             call = self.rng.randint(1, 12)
             fs.crash_at(call) if self.rng.random() < 0.7 else fs.fail_at(call, errno.ENOSPC)
             with suppress(SimulatedCrash, OSError, KvtierError):
-                reopen(self._settings, fs, self._keys).close()
+                store = reopen(self._settings, fs, self._keys)
+                self._tell_of_losses(store)
+                store.close()
                 self._say("recovery in spite of a fault")
             fs.reap()
             if power:

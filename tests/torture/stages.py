@@ -26,6 +26,7 @@ from tests.faults.needs import why_no_fuse, why_no_strace
 from tests.property.store_machine import StoreMachine
 from tests.torture.calls import faults, run_fault
 from tests.torture.damage import run_damage
+from tests.torture.index_damage import run_index_damage
 from tests.torture.simulation import Simulation
 from tests.torture.soak import run_soak, why_no_soak
 from tests.torture.stage import Case, Stage
@@ -136,6 +137,7 @@ STAGES = [
     Stage("syscalls", run_syscall, lambda: len(_syscall_faults()), 1.5, why_not=why_no_strace),
     Stage("lossy", run_lossy, lambda: 500, 1.5, why_not=why_no_fuse),
     Stage("damage", run_damage, lambda: 500, 1),
+    Stage("index", run_index_damage, lambda: 500, 1),
     Stage("machine", run_machine, lambda: 200, 1.5),
     Stage("simulation", run_simulation, lambda: 500, 1.5),
     Stage("threads", run_threads, lambda: 20, 1),

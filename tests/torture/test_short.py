@@ -16,7 +16,7 @@ from tests.torture.stage import MEMORY, Case, Stage, fresh_folder, run_stage
 from tests.torture.stages import STAGES
 
 #: Of the stages that have no short form elsewhere: how many seeds.
-SEEDS = {"damage": 12, "simulation": 4, "threads": 1, "calls": 6, "power": 3}
+SEEDS = {"damage": 12, "index": 6, "simulation": 4, "threads": 1, "calls": 6, "power": 3}
 
 
 @pytest.mark.parametrize("name", SEEDS)

@@ -148,7 +148,7 @@ def test_quarantine_takes_all_that_share(bench: Bench) -> None:
     with bench.index.read() as view:
         assert [b for b, _ in view.blocks()] == [4]
     with bench.change() as change:
-        assert change.quarantine(2, TIER, bytes((5,)) * 16) == []
+        assert change.quarantine(2, TIER, bytes((5,)) * 16) == {}
     bench.check()
 
 

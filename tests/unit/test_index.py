@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from kvtier.errors import StoreClosed
 from kvtier.index import schema
 from kvtier.index.data_file import DATA_FILE, looks_cut
+from kvtier.index.errors import IndexBusy, IndexUnusable
 from kvtier.index.following import FollowingIndex
-from kvtier.index.lmdb_index import IndexBusy, IndexFull, IndexUnusable, LmdbIndex, is_sound
+from kvtier.index.lmdb_index import IndexFull, LmdbIndex, is_sound
 from kvtier.index.schema import BlockEntry, ContentEntry, IndexDamaged, SegmentEntry
 
 U64 = st.integers(0, 2**64 - 1)

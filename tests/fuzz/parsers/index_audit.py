@@ -9,7 +9,8 @@ import struct
 from pathlib import Path
 
 from kvtier.index.data_file import looks_cut
-from kvtier.index.lmdb_index import IndexUnusable, LmdbIndex, is_sound
+from kvtier.index.errors import IndexUnusable
+from kvtier.index.lmdb_index import LmdbIndex, is_sound
 from kvtier.index.schema import BlockEntry, ContentEntry, Departure, IndexDamaged, Reason, SegmentEntry
 from tests.fuzz.parsers.scratch import new_folder
 from tests.fuzz.parsers.target import Target

@@ -1,0 +1,29 @@
+"""Blocks that extend one another: which of some new ones no prefix would ever need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from kvtier.index.lmdb_index import LmdbIndex
+from kvtier.policy.base import NO_PARENT
+
+
+def known(index: LmdbIndex, block_ids: Iterable[int]) -> list[int]:
+    """Those of the blocks that are on some tier. :class:`OSError` as reading the index does."""
+    with index.read() as view:
+        return [b for b in block_ids if view.block(b) is not None]
+
+
+def with_descendants(blocks: Iterable[int], parents: Mapping[int, int]) -> set[int]:
+    """The blocks, and those that extend them. ``parents``: of each block that may."""
+    found = set(blocks)
+    while more := {b for b, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def orphans(index: LmdbIndex, parents: Mapping[int, int]) -> set[int]:
+    """Those new blocks whose parent is named but neither stored nor new, and what extends them."""
+    outside = {p for p in parents.values() if p not in parents} - {NO_PARENT}
+    absent = outside - set(known(index, outside))
+    return with_descendants(absent, parents) - absent
