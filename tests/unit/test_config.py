@@ -391,7 +391,7 @@ def test_the_names_are_those_of_the_registries() -> None:
 
 
 def test_the_shipped_schema_is_current() -> None:
-    shipped = Path(kvtier.config.__file__).with_name("config_schema.json").read_text(encoding="utf-8")
+    shipped = Path(kvtier.__file__).with_name("config_schema.json").read_text(encoding="utf-8")
     assert shipped == kvtier.config.json_schema(), "run `make schema`"
     assert json.loads(shipped)["properties"].keys() == Config.model_fields.keys()
 
