@@ -17,7 +17,7 @@ from pathlib import Path
 from kvtier import access, running, vaults
 from kvtier.clock import Clock
 from kvtier.config import SAVED_BYTES_MAX, SAVED_FILE, Config, TierConfig
-from kvtier.errors import LimitError, NotAStore, StoreLocked, StoreUnwritable, TierMissing
+from kvtier.errors import ConfigError, LimitError, NotAStore, StoreLocked, StoreUnwritable, TierMissing
 from kvtier.events import AccessNarrowed, FolderExposed, Signals
 from kvtier.fs import FileSystem
 from kvtier.identity import (
@@ -155,7 +155,7 @@ def _open(
     index, is_new_index = _open_index(fs, root, signals, audit=audit)
     closers.append(index.close)
     for tier in config.tier:
-        _check_mounted(fs, tier, known, index)
+        _check_mounted(fs, root, tier, known, index)
     closers.insert(1, partial(_remove_if_damaged, index, root))  # runs once it is closed
     if rebuild:
         with index.write() as txn:
@@ -269,20 +269,30 @@ def _locked(fs: FileSystem, path: str) -> Callable[[], None]:
     return lambda: fs.unlock(fd)
 
 
-def _check_mounted(fs: FileSystem, tier: TierConfig, identity: Identity, index: LmdbIndex) -> None:
-    """Refuse to begin a tier anew whose blocks the index still names: its disk may just not be mounted."""
+def _check_mounted(fs: FileSystem, root: str, tier: TierConfig, identity: Identity, index: LmdbIndex) -> None:
+    """Refuse to begin a tier anew whose blocks the index still names: its disk may just not be mounted. Where the index
+    cannot say, a tier of the last session's counts as one with blocks."""
     if fs.exists(os.path.join(str(tier.path), TIER_FILE)):
         return
     try:
         with index.read() as view:
             is_known = bool(view.segments(identity.tier_no(tier.name)))
+            is_unsure = not view.is_complete()
     except (IndexDamaged, IndexCorrupt):
-        is_known = True
-    if is_known:
+        is_known = is_unsure = True
+    if is_known or (is_unsure and tier.name in _tiers_before(root)):
         raise TierMissing(
             f"{tier.path}: tier {tier.name!r} of this store holds blocks and is not there; mount its disk, or take it "
             "out of the configuration (under another name it can begin anew)"
         )
+
+
+def _tiers_before(root: str) -> set[str]:
+    """The tiers of the last session that came as far as to have made them."""
+    try:
+        return {tier.name for tier in Config.of_store(root).tier} if os.path.exists(_saved(root)) else set()
+    except ConfigError:
+        return set()
 
 
 def _secure(folder: str, signals: Signals, *, narrow: bool, follow: bool = True) -> None:
@@ -346,9 +356,13 @@ def _remove_if_damaged(index: LmdbIndex, root: str) -> None:
         shutil.rmtree(os.path.join(root, INDEX_FOLDER), ignore_errors=True)
 
 
+def _saved(root: str) -> str:
+    return os.path.join(root, SAVED_FILE)
+
+
 def _save_config(fs: FileSystem, root: str, config: Config) -> None:
     """Remember the configuration, so that the folder alone is enough to open the store again."""
-    path, text = os.path.join(root, SAVED_FILE), config.to_json().encode()
+    path, text = _saved(root), config.to_json().encode()
     if not fs.exists(path) or fs.read_file(path, SAVED_BYTES_MAX) != text:
         fs.write_file_durably(path, text)
 
