@@ -6,6 +6,7 @@ This is where every refusal to open comes from.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -44,6 +45,8 @@ from kvtier.tiers.ledger import Ledger
 from kvtier.tiers.order import NamespaceOrders
 from kvtier.tiers.quotas import Limits, Quotas
 from kvtier.vault import Vault
+
+log = logging.getLogger("kvtier")
 
 LOCK_FILE, INDEX_FOLDER = "LOCK", "index"
 _WRITE_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -150,13 +153,18 @@ def _open(
         fs.write_file_durably(os.path.join(root, STORE_FILE), dump_identity(known))
     for tier in config.tier:
         _tier_folder(fs, tier, known, signals, create=False)  # refused before anything is touched
+    if fs.exists(index_folder := os.path.join(root, INDEX_FOLDER)):
+        _secure(index_folder, signals, narrow=True, follow=False)
     crashes = running.crashes(fs, root)
     audit = rebuild or crashes >= running.CRASHES_MAX
+    running.start(fs, root, crashes)  # first: to open a damaged index can end this process
+    if not crashes:
+        closers.append(partial(running.end, fs, root))  # also if this opening is refused
     index, is_new_index = _open_index(fs, root, signals, audit=audit)
     closers.append(index.close)
     for tier in config.tier:
         _check_mounted(fs, root, tier, known, index)
-    closers.insert(1, partial(_remove_if_damaged, index, root))  # runs once it is closed
+    closers.insert(-1, partial(_remove_if_damaged, index, root))  # runs once it is closed
     if rebuild:
         with index.write() as txn:
             txn.clear()  # recovery makes an index anew that is not complete, in this opening or a later one
@@ -166,14 +174,16 @@ def _open(
     if is_new_index:
         fs.sync_dir(os.path.join(root, INDEX_FOLDER))
         fs.sync_dir(root)
-    running.start(fs, root, 0 if audit else crashes)
+    if audit:
+        running.start(fs, root, 0)
     tiers = _tiers(config, folders, known, vault, fs, clock, signals)
     closers += [t.close for t in tiers]
     ladder = _ladder(config, index, tiers, signals, clock)
     recovery = Recovery(fs, index, tiers, ladder.ledger, signals, known.block_id, known.store_id)
     report = recovery.run()
     # Closing runs backwards: tiers, then the index, then the mark of a clean end, then the lock.
-    closers.insert(1, lambda: running.end(fs, root))
+    if crashes:
+        closers.insert(1, partial(running.end, fs, root))
     return Parts(known, vault, index, ladder, report, closers, partial(_reseal, fs, root, known, keys))
 
 
@@ -332,8 +342,6 @@ def _open_index(fs: FileSystem, root: str, signals: Signals, *, audit: bool) -> 
     ``audit``, a file is looked at that is shorter than it says, since to open that one could end this process."""
     folder = os.path.join(root, INDEX_FOLDER)
     data = os.path.join(folder, DATA_FILE)
-    if fs.exists(folder):
-        _secure(folder, signals, narrow=True, follow=False)
     missing = not fs.exists(data)
     if not missing and (audit or looks_cut(folder)) and not is_sound(folder):
         missing = True
@@ -353,6 +361,7 @@ def _open_index(fs: FileSystem, root: str, signals: Signals, *, audit: bool) -> 
 def _remove_if_damaged(index: LmdbIndex, root: str) -> None:
     """So that the next opening makes it anew."""
     if index.met_damage:
+        log.warning("%s: the index is damaged; the next opening makes it anew from the segments", root)
         shutil.rmtree(os.path.join(root, INDEX_FOLDER), ignore_errors=True)
 
 

@@ -31,6 +31,7 @@ _COMPLETE = "complete"
 _DEPARTURES = "departures"
 _MAP_BYTES_MAX = 1 << 40
 _DAMAGE = (
+    lmdb.BadDbiError,
     lmdb.BadTxnError,
     lmdb.CorruptedError,
     lmdb.CursorFullError,

@@ -16,9 +16,15 @@ def known(index: LmdbIndex, block_ids: Iterable[int]) -> list[int]:
 
 def with_descendants(blocks: Iterable[int], parents: Mapping[int, int]) -> set[int]:
     """The blocks, and those that extend them. ``parents``: of each block that may."""
-    found = set(blocks)
-    while more := {b for b, parent in parents.items() if parent in found} - found:
-        found |= more
+    children: dict[int, list[int]] = {}
+    for block_id, parent_id in parents.items():
+        children.setdefault(parent_id, []).append(block_id)
+    found: set[int] = set()
+    left = list(blocks)
+    while left:
+        if (block_id := left.pop()) not in found:
+            found.add(block_id)
+            left += children.get(block_id, ())
     return found
 
 

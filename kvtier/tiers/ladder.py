@@ -104,7 +104,7 @@ class Ladder:
         self._renounce_doubted(puts)
         encoded: Encoded = {}
         group = Group(puts, deletes)
-        self._refuse(group, self.quotas.admit(puts, deletes), Reason.OVER_QUOTA)
+        self._refuse(group, self.quotas.admit(puts, deletes, partial(self._check_health, top)), Reason.OVER_QUOTA)
         drafts, unchanged = self._plan(top, group.puts, encoded)
         while drafts and not self._fits(top, drafts):
             self._check_health(top)

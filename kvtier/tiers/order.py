@@ -93,10 +93,10 @@ class NamespaceOrders:
             self.of(entry.namespace).add(block_id, entry.parent_id, entry.clock)
 
     def leave(self, block_id: int, entry: BlockEntry | None) -> None:
-        if entry is None:
-            self.reset()
-        elif entry.namespace in self._policies:
-            self._policies[entry.namespace].remove(block_id)
+        if entry is not None and entry.namespace not in self._policies:
+            return
+        for policy in self._policies.values() if entry is None else [self._policies[entry.namespace]]:
+            policy.remove(block_id)
 
     def touch(self, block_id: int, entry: BlockEntry) -> None:
         if entry.namespace in self._policies:

@@ -5,7 +5,7 @@ Threads: the store's background worker only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 
@@ -60,28 +60,40 @@ class Quotas:
         self.limits = limits
         self._signals = signals
 
-    def admit(self, puts: Sequence[NewBlock], deletes: Sequence[int]) -> set[int]:
+    def admit(
+        self, puts: Sequence[NewBlock], deletes: Sequence[int], before_evicting: Callable[[], None] = lambda: None
+    ) -> set[int]:
         """Make room for ``puts`` in their namespaces, once ``deletes`` are gone; returns the blocks for which there is
-        none, which must not be written. :class:`OSError` as changing the index does."""
+        none, which must not be written. ``before_evicting`` may raise, if nothing can be written now anyway.
+        :class:`OSError` as changing the index does."""
         refused: set[int] = set()
         if self.limits:
             by_namespace = sorted(puts, key=lambda p: p.namespace)
             for namespace, group in groupby(by_namespace, key=lambda p: p.namespace):
                 if (limit := self.limits.of(namespace)) is not None:
-                    refused |= self._admit_in(namespace, limit, list(group), deletes)
+                    refused |= self._admit_in(namespace, limit, list(group), deletes, before_evicting)
         return refused
 
-    def _admit_in(self, namespace: bytes, limit: int, puts: Sequence[NewBlock], deletes: Sequence[int]) -> set[int]:
+    def _admit_in(
+        self,
+        namespace: bytes,
+        limit: int,
+        puts: Sequence[NewBlock],
+        deletes: Sequence[int],
+        before_evicting: Callable[[], None],
+    ) -> set[int]:
         over = self._used(namespace) + self._growth(namespace, puts, deletes) - limit
-        if over <= 0:
+        new = self._not_stored(puts) if over > 0 else []
+        if not new:
             return set()
-        parents = {p.block_id: p.parent_id for p in puts}
-        too_large = {p.block_id for p in puts if _cost(p) > limit}
+        before_evicting()
+        parents = {p.block_id: p.parent_id for p in new}
+        too_large = {p.block_id for p in new if _cost(p) > limit}
         refused = with_descendants({*too_large, *orphans(self._index, parents)}, parents)  # they displace nothing
-        wanted = [p for p in puts if p.block_id not in refused]
-        over -= sum(_cost(p) for p in puts if p.block_id in refused)
+        wanted = [p for p in new if p.block_id not in refused]
+        over -= sum(_cost(p) for p in new if p.block_id in refused)
         self._ledger.load([self._orders])
-        stay = {*deletes, *(b for p in wanted for b in (p.block_id, p.parent_id))}
+        stay = {*deletes, *(p.block_id for p in puts), *(p.parent_id for p in wanted)}  # older values are counted out
         with holding(self._orders.of(namespace), stay):
             over -= self._evict(namespace, over)
         while over > 0 and wanted:  # a chain that is longer than the quota keeps its beginning
@@ -114,6 +126,11 @@ class Quotas:
             census = read_census(self._index, _NAMESPACES_MAX)
         return census or {}
 
+    def _not_stored(self, puts: Sequence[NewBlock]) -> list[NewBlock]:
+        """Those of which the index does not say exactly this already: the others need no room."""
+        with self._index.read() as view:
+            return [p for p in puts if (entry := view.block(p.block_id)) is None or not p.is_at(entry)]
+
     def _growth(self, namespace: bytes, puts: Sequence[NewBlock], deletes: Sequence[int]) -> int:
         with self._index.read() as view:
             gone = sum(_counted(view, namespace, {*deletes, *(p.block_id for p in puts)}))
@@ -123,7 +140,11 @@ class Quotas:
         """Drop blocks of a namespace until ``size`` bytes are free, as far as can be; returns how many are."""
         freed = 0
         while freed < size:
-            victims = self._victims(namespace, size - freed)
+            try:
+                victims = self._victims(namespace, size - freed)
+            except BaseException:
+                self._orders.reset()  # it has given away what stays
+                raise
             if not victims:
                 break
             with self._ledger.change() as change:

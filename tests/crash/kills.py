@@ -11,15 +11,15 @@ import random
 import shutil
 import signal
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from kvtier import Config, Hit, Store
 from tests.crash import victim
-from tests.crash.oracle import Oracle, WrongBytes, check_usable, two_tiers
+from tests.crash.oracle import Oracle, WrongBytes, check_usable, tell_of_losses, two_tiers
 from tests.crash.victim import KEYS, WRITERS, Manner, Said, is_value_of, key_of
-from tests.stores import KIB, MIB, value_of
+from tests.stores import KIB, MIB, settle, value_of
 
 
 def kill_again_and_again(folder: Path, seed: int, kills: int, manner: Manner) -> Counter[str]:
@@ -37,6 +37,8 @@ def kill_again_and_again(folder: Path, seed: int, kills: int, manner: Manner) ->
         if index_is_lost:
             shutil.rmtree(folder / "store" / "index")
         with Store.open(settings, background=False, keys=keys) as store:
+            tell_of_losses(store, partial(_hear_of_loss, oracles, victim.names_of(store)))
+            settle(store)  # the caps are kept from its opening on
             for oracle in oracles:
                 try:
                     oracle.check(store, stale=index_is_lost)
@@ -45,6 +47,10 @@ def kill_again_and_again(folder: Path, seed: int, kills: int, manner: Manner) ->
                 oracle.saw(store)
     check_usable(settings, oracles[0], keys)
     return said
+
+
+def _hear_of_loss(oracles: list[Oracle], names: dict[int, bytes], block_id: int) -> None:
+    hear(oracles, victim.dropped(names[block_id]))
 
 
 @cache

@@ -6,6 +6,8 @@ import errno
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,7 @@ from kvtier.index.lmdb_index import LmdbIndex
 from kvtier.segment.format import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, Place, RecordHead, unpack_head
 from tests.stores import KIB, config, disk_tier, fill, flip, names, noise, segments, settle, tier, value_of
 
+OPENING = "import sys; from kvtier import Store; Store.open(sys.argv[1] + '/store').close()"
 KEYS = names(6)
 SIZE = 20 * KIB
 
@@ -448,6 +451,19 @@ def test_an_index_that_may_have_ended_the_process_is_looked_at(
     mark.unlink()
     damaged.open().close()
     assert len(looks) == 2
+
+
+def test_an_index_that_ends_each_process_that_opens_it(damaged: Damaged) -> None:
+    """Before the store is open: that counts too."""
+    data = damaged.index / "data.mdb"
+    raw = bytearray(data.read_bytes())
+    for page in range(2, len(raw) // 4096):
+        raw[page * 4096 + 16 : page * 4096 + 18] = b"\xf0\xff"  # its first entry is behind the end of the file
+    data.write_bytes(raw)
+    openings = [subprocess.run([sys.executable, "-c", OPENING, damaged.folder], check=False) for _ in range(4)]
+    assert [opening.returncode == 0 for opening in openings] == [False] * running.CRASHES_MAX + [True]
+    with damaged.open() as store:
+        damaged.check(store, set())
 
 
 def test_index_that_cannot_be_read_is_a_miss(damaged: Damaged, monkeypatch: pytest.MonkeyPatch) -> None:

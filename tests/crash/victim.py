@@ -58,6 +58,16 @@ def is_value_of(key: bytes, data: bytes) -> bool:
     return name in (key, b"shared") and data == value(key, int(version))
 
 
+def names_of(store: Store) -> dict[int, bytes]:
+    """Every key, by its block id."""
+    keys = [key_of(writer, number) for writer in range(WRITERS) for number in range(KEYS)]
+    return {store._wanted(key, b"").block_id: key for key in keys}
+
+
+def dropped(key: bytes) -> Said:
+    return Said("dropped", int(key[1:2]), key)
+
+
 def main(settings: Config, pipe: Connection, seed: int, manner: Manner) -> None:
     threading.excepthook = give_up
     lock = threading.Lock()
@@ -71,13 +81,11 @@ def main(settings: Config, pipe: Connection, seed: int, manner: Manner) -> None:
 
     def say_dropped(block_id: int) -> None:
         known.wait()
-        key = by_id[block_id]
-        say(Said("dropped", int(key[1:2]), key))
+        say(dropped(by_id[block_id]))
 
     tell_of_losses(None, say_dropped)
     with Store.open(settings, fs=manner.fs(), keys=manner.keys()) as store:
-        for writer in range(WRITERS):
-            by_id.update((store._wanted(k, b"").block_id, k) for k in (key_of(writer, n) for n in range(KEYS)))
+        by_id.update(names_of(store))
         say(Said("opened", 0))
         known.set()
         for writer in range(WRITERS):

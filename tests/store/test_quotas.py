@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from kvtier import BlockState, Config, ConfigError, Hit, Store
-from kvtier.index.lmdb_index import LmdbIndex
+from kvtier import BlockState, Config, ConfigError, FlushError, Hit, Store
+from kvtier.index.lmdb_index import LmdbIndex, View
+from kvtier.index.schema import BlockEntry
 from kvtier.stats import NamespaceStats
 from kvtier.tiers.quotas import BLOCK_OVERHEAD_BYTES as OVERHEAD
 from tests.stores import KIB, MIB, config, names, noise, settle, tier
@@ -119,6 +120,72 @@ def test_what_is_pinned_stays(tmp_path: Path) -> None:
         store.unpin(names(1), namespace=A)
         put(store, [b"newest"])
         assert there(store, [*names(4), b"newest"]) == [*names(4)[1:], b"newest"]
+
+
+def test_what_is_stored_already_stays(tmp_path: Path) -> None:
+    """Put again with something new, for which there is no room, it does not go in its place."""
+    with opened(limited(tmp_path, a=QUOTA)) as store:
+        put(store, names(5))
+        store.pin(names(5), namespace=A)
+        for key in (b"new", names(1)[0]):
+            store.put(key, noise((A, key), SIZE), namespace=A)
+        store.flush()
+        assert there(store, [*names(5), b"new"]) == names(5)
+
+
+def test_the_older_value_of_what_could_never_fit_makes_room_once(tmp_path: Path) -> None:
+    with opened(limited(tmp_path, a=QUOTA)) as store:
+        put(store, names(5))
+        store.put(names(1)[0], noise(0, QUOTA), namespace=A)
+        for key in (b"x", b"y"):
+            store.put(key, noise(key, SIZE), namespace=A)
+        store.flush()
+        assert there(store, [*names(5), b"x", b"y"]) == [*names(5)[2:], b"x", b"y"]
+        assert stats(store).bytes_counted == QUOTA
+
+
+def test_nothing_makes_room_for_what_cannot_be_written_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(limited(tmp_path, a=QUOTA)) as store:
+        put(store, names(5))
+        assert store._back is not None
+        monkeypatch.setattr(store._back.ladder.tiers[0], "is_suspended", lambda: True)
+        store.put(b"new", noise(0, SIZE), namespace=A)
+        with pytest.raises(FlushError):
+            store.flush()
+        assert there(store, names(5)) == names(5)
+
+
+def test_what_was_about_to_go_is_not_forgotten_if_the_index_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = View.block
+
+    def fail(view: View, block_id: int) -> BlockEntry | None:
+        if block_id == oldest:
+            raise OSError("index: it cannot be read")
+        return read(view, block_id)
+
+    with opened(limited(tmp_path, a=QUOTA)) as store:
+        put(store, names(5))
+        oldest = store._wanted(names(1)[0], A).block_id
+        store.put(b"new", noise(0, SIZE), namespace=A)
+        with monkeypatch.context() as patch:
+            patch.setattr(View, "block", fail)
+            with pytest.raises(FlushError):
+                store.flush()
+        put(store, [b"newer"])
+        assert there(store, [*names(5), b"newer"]) == [*names(5)[1:], b"newer"]
+
+
+def test_a_block_that_never_was_written_costs_no_look_at_the_others(tmp_path: Path) -> None:
+    """Its deletion says nothing of the order in which blocks go, which is made from the whole index."""
+    with opened(limited(tmp_path, a=QUOTA)) as store:
+        put(store, names(6))
+        store.put(b"short-lived", b"value", namespace=B)
+        store.delete(b"short-lived", namespace=B)
+        store.flush()
+        assert store._back is not None
+        assert store._back.ladder.quotas._orders.is_loaded
 
 
 def test_overwriting_and_deleting_give_back(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvtier import Config, Store, TierMissing
+from kvtier.running import RUNNING_FILE
 
 
 def config(folder: Path, elsewhere: Path) -> Config:
@@ -27,6 +28,7 @@ def test_a_tier_that_is_not_mounted_is_a_clear_error_and_comes_back(tmp_path: Pa
     for _ in range(2):
         with pytest.raises(TierMissing, match="mount its disk"):
             Store.open(c)
+    assert not (tmp_path / "store" / RUNNING_FILE).exists()
     if mount_point == "empty":
         assert not list(disk.iterdir()), "nothing was written where the disk belongs"
         disk.rmdir()

@@ -38,6 +38,7 @@ class Damaged:
             value_bytes_max=64 * KIB,
         )
         self.index_is_older = False
+        self.index_is_spoilt = False  # in its pages, which have no checksums: what is newer may be hidden
 
     def open(self, events: list[Event] | None = None) -> Store:
         listeners = [] if events is None else [events.append]
@@ -226,8 +227,9 @@ class Damaged:
             hit = store.get(key)
             if not isinstance(hit, Hit):
                 raise LostBlock(f"{key!r} cannot be stored again: {hit.reason}")
-            if value_of(hit) != again(key):
-                raise WrongBytes(f"{key!r}, stored again")
+            if (value := value_of(hit)) != again(key):
+                is_older = self.index_is_spoilt and value in self.oracle.ever[key]
+                raise (LostBlock if is_older else WrongBytes)(f"{key!r}, stored again")
 
 
 def again(key: bytes) -> bytes:

@@ -84,6 +84,7 @@ def run_index_damage(case: Case) -> Counter[str]:
     rng = random.Random(case.seed)
     damaged = Damaged(case.folder, rng)
     damaged.keys = None
+    damaged.index_is_spoilt = True
     damaged.live()
     harm = HARMS[case.seed % len(HARMS)]
     _spoil(damaged.folder / "index" / DATA_FILE, harm, rng)

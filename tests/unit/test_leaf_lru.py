@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,3 +102,16 @@ def test_the_heap_stays_as_small_as_the_tier() -> None:
         policy.add(clock % 10 + 1, 0, clock)
         policy.touch(clock % 7 + 1, clock)
     assert len(policy._heap) <= 10
+
+
+def test_a_block_that_is_added_again_keeps_its_place_in_a_chain_without_a_walk_along_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = LeafLru()
+    for block in (1, 2, 3, 4):
+        policy.add(block, block - 1, block)
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "_descends", lambda *_: pytest.fail("it walked"))
+        policy.add(2, 1, 5)
+    policy.add(4, 0, 6)  # it extends another one now
+    assert [policy.pop() for _ in range(4)] == [3, 2, 1, 4]

@@ -32,6 +32,8 @@ class LeafLru:
 
     def add(self, block: int, parent: int, clock: int) -> None:
         if block in self._clock:
+            if parent == self._parent.get(block, NO_PARENT):  # no walk along its ancestors, of which there may be many
+                return self.touch(block, clock)
             self.remove(block)
         self._clock[block] = clock
         if parent not in (NO_PARENT, block) and not self._descends(parent, block):
