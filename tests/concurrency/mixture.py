@@ -102,11 +102,12 @@ def work(store: Store, versions: Versions, seed: int, rounds: int, *, pins: bool
     return hits
 
 
-def small(folder: Path, codec: str = "none", ram: int = 256 * KIB) -> Config:
-    """Less room on each level than the blocks need (1.8 MiB), so that everything moves all the time."""
+def small(folder: Path, codec: str = "none", ram: int = 256 * KIB, top_bytes: int = MIB) -> Config:
+    """Less room on each level than the blocks need (1.8 MiB), so that everything moves all the time. ``top_bytes``
+    counts the index."""
     return config(
         folder,
-        tier("t0", bytes_max=1 * MIB, segment_bytes=256 * KIB),
+        tier("t0", bytes_max=top_bytes, segment_bytes=256 * KIB),
         tier("t1", bytes_max=768 * KIB, segment_bytes=256 * KIB, codec=codec),
         ram=ram,
         queue=256 * KIB,
