@@ -225,6 +225,9 @@ class FaultyFileSystem:
         with self._call("drop_cache", self._path_of(fd)):
             self._inner.drop_cache(fd)
 
+    def expect_jumps(self, fd: int) -> None:  # no call that could fail: advice
+        self._inner.expect_jumps(fd)
+
     # Contents
 
     def write_at(self, fd: int, buffers: Sequence[memoryview | bytes], offset: int) -> int:

@@ -11,7 +11,8 @@
             return MyPolicy()
 
 Which block goes first is the policy's own business. That it is a leaf, that it is not held, that none is lost
-or given away twice, is not. Clocks only rise, as the tiers' do.
+or given away twice, is not. Clocks only rise, as the tiers' do, but for blocks that are added: they may have
+been used long ago.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from collections import Counter
 
 import pytest
 
-from kvtier.policy.base import NO_PARENT, EvictionPolicy
+from kvtier.policy.base import NO_PARENT, EvictionPolicy, Hint
+
+SIZE = 1000  # bytes of a block
 
 
 class EvictionPolicyContract:
@@ -39,7 +42,7 @@ class EvictionPolicyContract:
 
     def test_every_block_is_given_once(self, policy: EvictionPolicy) -> None:
         for block in range(1, 101):
-            policy.add(block, NO_PARENT, block)
+            policy.add(block, NO_PARENT, block, SIZE)
         assert len(policy) == 100
         assert sorted(_drained(policy)) == list(range(1, 101))
         assert len(policy) == 0
@@ -47,81 +50,112 @@ class EvictionPolicyContract:
 
     def test_adding_again_is_touching(self, policy: EvictionPolicy) -> None:
         for clock in range(1, 5):
-            policy.add(1, NO_PARENT, clock)
+            policy.add(1, NO_PARENT, clock, SIZE)
         assert len(policy) == 1
         assert _drained(policy) == [1]
 
     def test_a_removed_block_is_not_given(self, policy: EvictionPolicy) -> None:
         for block in (1, 2, 3):
-            policy.add(block, NO_PARENT, block)
+            policy.add(block, NO_PARENT, block, SIZE)
         policy.remove(2)
         assert len(policy) == 2
         assert sorted(_drained(policy)) == [1, 3]
 
     def test_a_block_may_come_back(self, policy: EvictionPolicy) -> None:
-        policy.add(1, NO_PARENT, 1)
+        policy.add(1, NO_PARENT, 1, SIZE)
         assert policy.pop() == 1
-        policy.add(1, NO_PARENT, 2)
+        policy.add(1, NO_PARENT, 2, SIZE)
         policy.remove(1)
-        policy.add(1, NO_PARENT, 3)
+        policy.add(1, NO_PARENT, 3, SIZE)
         assert _drained(policy) == [1]
+
+    def test_blocks_may_come_in_any_order_of_clocks(self, policy: EvictionPolicy) -> None:
+        clocks = list(range(1, 501))
+        random.Random(1).shuffle(clocks)
+        for block, clock in enumerate(clocks, 1):
+            policy.add(block, NO_PARENT if block % 10 == 1 else block - 1, clock, SIZE)
+        order = _drained(policy)
+        assert sorted(order) == list(range(1, 501))
+        assert all(order.index(block) < order.index(block - 1) for block in range(1, 501) if block % 10 != 1)
+
+    def test_any_size_and_any_id_will_do(self, policy: EvictionPolicy) -> None:
+        ids = [1, (1 << 64) - 1, 1 << 63, *(n << 32 for n in range(1, 50))]
+        for clock, block in enumerate(ids, 1):
+            policy.add(block, NO_PARENT, clock, (0, 1, 1 << 40)[clock % 3])
+        assert sorted(_drained(policy)) == sorted(ids)
+
+    def test_a_hint_is_advice(self, policy: EvictionPolicy) -> None:
+        hints = [
+            Hint(),
+            Hint(ended=True),
+            Hint(returns_at=1e9),
+            Hint(returns_at=-1.0),
+            Hint(priority=-5),
+            Hint(priority=9),
+        ]
+        policy.hint(99, hints[1])  # unknown
+        for block, hint in enumerate(hints, 1):
+            policy.add(block, block - 1, block, SIZE)
+            policy.hint(block, hint)
+        assert len(policy) == len(hints)
+        assert _drained(policy) == [6, 5, 4, 3, 2, 1]
 
     def test_unknown_blocks_are_ignored(self, policy: EvictionPolicy) -> None:
         policy.touch(7, 1)
         policy.remove(7)
         policy.release(7)
         assert len(policy) == 0
-        policy.add(7, NO_PARENT, 2)
+        policy.add(7, NO_PARENT, 2, SIZE)
         assert _drained(policy) == [7]
 
     # Chains
 
     def test_children_go_before_their_parents(self, policy: EvictionPolicy) -> None:
         for block in range(1, 11):
-            policy.add(block, block - 1, block)
+            policy.add(block, block - 1, block, SIZE)
         assert _drained(policy) == list(range(10, 0, -1))
 
     def test_the_order_of_arrival_does_not_matter(self, policy: EvictionPolicy) -> None:
         for clock, block in enumerate((3, 1, 4, 2), 1):  # 1 - 2 - 3 - 4
-            policy.add(block, block - 1, clock)
+            policy.add(block, block - 1, clock, SIZE)
         assert _drained(policy) == [4, 3, 2, 1]
 
     def test_a_parent_outlives_all_its_branches(self, policy: EvictionPolicy) -> None:
-        policy.add(1, NO_PARENT, 1)
+        policy.add(1, NO_PARENT, 1, SIZE)
         for block in range(2, 12):
-            policy.add(block, 1, block)
+            policy.add(block, 1, block, SIZE)
         for block in range(2, 12):
             policy.touch(block, 100 + block)
         assert _drained(policy)[-1] == 1
 
     def test_a_block_without_its_parent_can_go(self, policy: EvictionPolicy) -> None:
-        policy.add(2, 1, 1)
-        policy.add(3, 3, 2)  # its own parent: as if it had none
+        policy.add(2, 1, 1, SIZE)
+        policy.add(3, 3, 2, SIZE)  # its own parent: as if it had none
         assert sorted(_drained(policy)) == [2, 3]
 
     def test_a_parent_that_comes_late_is_protected(self, policy: EvictionPolicy) -> None:
-        policy.add(2, 1, 1)
-        policy.add(1, NO_PARENT, 2)
+        policy.add(2, 1, 1, SIZE)
+        policy.add(1, NO_PARENT, 2, SIZE)
         assert _drained(policy) == [2, 1]
 
     def test_a_removed_child_frees_its_parent(self, policy: EvictionPolicy) -> None:
-        policy.add(1, NO_PARENT, 1)
-        policy.add(2, 1, 2)
+        policy.add(1, NO_PARENT, 1, SIZE)
+        policy.add(2, 1, 2, SIZE)
         policy.remove(2)
         assert _drained(policy) == [1]
 
     def test_a_removed_parent_is_protected_when_it_comes_back(self, policy: EvictionPolicy) -> None:
-        policy.add(1, NO_PARENT, 1)
-        policy.add(2, 1, 2)
+        policy.add(1, NO_PARENT, 1, SIZE)
+        policy.add(2, 1, 2, SIZE)
         policy.remove(1)
-        policy.add(1, NO_PARENT, 3)
+        policy.add(1, NO_PARENT, 3, SIZE)
         assert _drained(policy) == [2, 1]
 
     def test_a_block_may_change_its_parent(self, policy: EvictionPolicy) -> None:
-        policy.add(1, NO_PARENT, 1)
-        policy.add(2, NO_PARENT, 2)
-        policy.add(3, 1, 3)
-        policy.add(3, 2, 4)
+        policy.add(1, NO_PARENT, 1, SIZE)
+        policy.add(2, NO_PARENT, 2, SIZE)
+        policy.add(3, 1, 3, SIZE)
+        policy.add(3, 2, 4, SIZE)
         order = _drained(policy)
         assert sorted(order) == [1, 2, 3]
         assert order.index(3) < order.index(2)
@@ -130,7 +164,7 @@ class EvictionPolicyContract:
 
     def test_a_held_block_stays(self, policy: EvictionPolicy) -> None:
         for block in (1, 2, 3):
-            policy.add(block, NO_PARENT, block)
+            policy.add(block, NO_PARENT, block, SIZE)
         policy.hold(1)
         assert sorted(_drained(policy)) == [2, 3]
         assert len(policy) == 1
@@ -138,7 +172,7 @@ class EvictionPolicyContract:
         assert _drained(policy) == [1]
 
     def test_holds_are_counted(self, policy: EvictionPolicy) -> None:
-        policy.add(1, NO_PARENT, 1)
+        policy.add(1, NO_PARENT, 1, SIZE)
         for _ in range(3):
             policy.hold(1)
         for _ in range(2):
@@ -149,7 +183,7 @@ class EvictionPolicyContract:
 
     def test_a_hold_protects_ancestors(self, policy: EvictionPolicy) -> None:
         for block in range(1, 6):
-            policy.add(block, block - 1, block)
+            policy.add(block, block - 1, block, SIZE)
         policy.hold(3)
         assert _drained(policy) == [5, 4]
         policy.release(3)
@@ -158,16 +192,16 @@ class EvictionPolicyContract:
     def test_a_hold_may_come_first_and_stay_longer(self, policy: EvictionPolicy) -> None:
         policy.hold(1)
         for clock in (1, 2):
-            policy.add(1, NO_PARENT, clock)
+            policy.add(1, NO_PARENT, clock, SIZE)
             assert policy.pop() is None
             policy.remove(1)
-        policy.add(1, NO_PARENT, 3)
+        policy.add(1, NO_PARENT, 3, SIZE)
         policy.release(1)
         assert policy.pop() == 1
 
     def test_a_ring_of_parents_does_not_keep_its_blocks_for_ever(self, policy: EvictionPolicy) -> None:
         for block, parent in ((1, 3), (2, 1), (3, 2), (4, 4)):
-            policy.add(block, parent, block)
+            policy.add(block, parent, block, SIZE)
         assert sorted(_drained(policy)) == [1, 2, 3, 4]
 
     # Everything at once
@@ -182,7 +216,7 @@ class EvictionPolicyContract:
             match rng.randrange(7):
                 case 0 | 1:
                     parents[block] = rng.randint(0, block - 1)  # no cycles
-                    policy.add(block, parents[block], clock)
+                    policy.add(block, parents[block], clock, SIZE)
                 case 2:
                     policy.touch(block, clock)
                 case 3:
@@ -192,6 +226,7 @@ class EvictionPolicyContract:
                     policy.hold(block)
                     holds[block] += 1
                 case 5:
+                    policy.hint(block, Hint(rng.random() < 0.5, rng.choice((None, clock)), rng.randint(-1, 1)))
                     if holds[block]:
                         policy.release(block)
                         holds[block] -= 1

@@ -10,7 +10,7 @@ pytest.register_assert_rewrite("kvtier.testing.policy_contract")
 
 from kvtier import codec, config  # noqa: E402
 from kvtier.policy import registry  # noqa: E402
-from kvtier.policy.base import EvictionPolicy, SegmentFacts  # noqa: E402
+from kvtier.policy.base import EvictionPolicy, Hint, SegmentFacts  # noqa: E402
 from kvtier.testing.policy_contract import EvictionPolicyContract  # noqa: E402
 
 
@@ -27,7 +27,7 @@ class Hoarder:
     def __init__(self) -> None:
         self._blocks: list[int] = []
 
-    def add(self, block: int, parent: int, clock: int) -> None:
+    def add(self, block: int, parent: int, clock: int, nbytes: int) -> None:
         self.remove(block)
         self._blocks.append(block)
 
@@ -43,6 +43,8 @@ class Hoarder:
     def hold(self, block: int) -> None: ...
 
     def release(self, block: int) -> None: ...
+
+    def hint(self, block: int, hint: Hint) -> None: ...
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -73,7 +75,7 @@ def test_promotion_says_yes_or_no() -> None:
 
 
 def test_reclaim_picks_the_segment_that_frees_most_for_least() -> None:
-    reclaim = registry.COMPACTION["reclaim"]()
+    reclaim = registry.COMPACTION["reclaim"](0.25)
     full, half, most = SegmentFacts(1, 100, 99), SegmentFacts(2, 100, 50), SegmentFacts(3, 100, 10)
     assert reclaim.pick([full, half, most]) == 3
     assert reclaim.pick([full, half]) == 2

@@ -4,96 +4,85 @@ Plain LRU over the blocks that have no child in the tier. With whole chains touc
 request-atomic, tail-first LRU of the prefix-cache literature: a chain is eaten from its end, and a shared
 prefix outlives every branch on it. Parents that form a ring are followed only as far as they do not close it.
 
-O(1) touch, O(log n) pop: a lazy heap holds at most one entry per leaf, and a leaf that was touched since
-its entry was pushed is pushed again with its new clock when it comes up.
+The order is exact: a list sorted by clock, to whose end a used block goes. Blocks that come with an older clock (moved
+from another tier, loaded from an index, no longer parked) wait in a heap, which is merged into the list when it grows
+large: O(1) touch, O(log n) pop at worst.
 """
 
 from __future__ import annotations
 
 import heapq
 
-from kvtier.policy.base import NO_PARENT
+from kvtier.policy.eviction.idmap import NONE, column
+from kvtier.policy.eviction.leaves import ListPolicy
 
-_HEAP_SLACK = 1024
+_LIST = 1  # its head; sorted by clock
+_SLOT_BITS = 32
+_SLOT_MASK = (1 << _SLOT_BITS) - 1
+_LATE_BYTES = 44  # of an entry: a number of up to 96 bits, and its place in the list
+_LATE_MIN = 64
+_LATE_SHARE = 16
 
 
-class LeafLru:
-    """See the module. Not thread-safe: the tier that owns it serialises calls."""
+class LeafLru(ListPolicy):
+    """See the module."""
 
     def __init__(self) -> None:
-        self._clock: dict[int, int] = {}
-        self._parent: dict[int, int] = {}
-        self._holders: dict[int, int] = {}  # children in the tier, plus holds
-        self._heap: list[tuple[int, int]] = []
-        self._queued: set[int] = set()
+        self._clocks = column("Q")
+        super().__init__(self._clocks, lists=1)
+        self._late: list[int] = []  # a heap of clock and slot; what is in the list again, or gone, is void
 
-    def __len__(self) -> int:
-        return len(self._clock)
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + _LATE_BYTES * len(self._late)
 
-    def add(self, block: int, parent: int, clock: int) -> None:
-        if block in self._clock:
-            if parent == self._parent.get(block, NO_PARENT):  # no walk along its ancestors, of which there may be many
-                return self.touch(block, clock)
-            self.remove(block)
-        self._clock[block] = clock
-        if parent not in (NO_PARENT, block) and not self._descends(parent, block):
-            self._parent[block] = parent
-            self.hold(parent)
-        self._offer(block)
-
-    def touch(self, block: int, clock: int) -> None:
-        if block in self._clock:
-            self._clock[block] = clock
-
-    def remove(self, block: int) -> None:
-        if self._clock.pop(block, None) is not None:
-            parent = self._parent.pop(block, NO_PARENT)
-            if parent != NO_PARENT:
-                self.release(parent)
-
-    def pop(self) -> int | None:
-        while self._heap:
-            clock, block = heapq.heappop(self._heap)
-            self._queued.discard(block)
-            if block not in self._clock or block in self._holders:
-                continue
-            if self._clock[block] != clock:
-                self._offer(block)
-                continue
-            self.remove(block)
-            return block
-        return None
-
-    def hold(self, block: int) -> None:
-        self._holders[block] = self._holders.get(block, 0) + 1
-
-    def release(self, block: int) -> None:
-        left = self._holders.get(block, 0) - 1
-        if left > 0:
-            self._holders[block] = left
+    def _use(self, slot: int, clock: int, nbytes: int = 0) -> None:
+        lists, clocks = self._lists, self._clocks
+        before, after = lists.before, lists.after
+        clocks[slot] = clock
+        if next_ := after[slot]:  # unlink and link, in place: most calls of a policy end here
+            prev = before[slot]
+            after[prev], before[next_] = next_, prev
+        last = before[_LIST]
+        if clock >= clocks[last]:
+            before[slot], after[slot] = last, _LIST
+            after[last] = before[_LIST] = slot
         else:
-            self._holders.pop(block, None)
-            self._offer(block)
+            after[slot] = NONE
+            self._back(slot)
 
-    def _descends(self, block: int, ancestor: int) -> bool:
-        """Whether a link from ``ancestor`` to ``block`` would close a ring, in which nobody is ever a leaf. Only a
-        block that has children or is held can be in one: a chain that grows at its end costs no walk."""
-        if ancestor not in self._holders:
-            return False
-        while block not in (NO_PARENT, ancestor):
-            block = self._parent.get(block, NO_PARENT)
-        return block == ancestor
+    _place = _use
 
-    def _offer(self, block: int) -> None:
-        """Queue ``block`` as a candidate if it is a leaf of the tier and not queued yet."""
-        if block in self._clock and block not in self._holders and block not in self._queued:
-            self._queued.add(block)
-            heapq.heappush(self._heap, (self._clock[block], block))
-            if len(self._heap) > 2 * len(self._clock) + _HEAP_SLACK:
-                self._rebuild()
+    def _candidate(self) -> int:
+        first = self._lists.first(_LIST)
+        while self._late:
+            entry = self._late[0]
+            if first and entry >> _SLOT_BITS > self._clocks[first]:
+                break
+            heapq.heappop(self._late)
+            if self._waits(entry):
+                return entry & _SLOT_MASK
+        if first:
+            self._lists.unlink(first)
+        return first
 
-    def _rebuild(self) -> None:
-        """Leave out of the heap what has left the tier."""
-        self._heap = [(self._clock[b], b) for _, b in self._heap if b in self._clock]
-        self._queued = {b for _, b in self._heap}
-        heapq.heapify(self._heap)
+    def _back(self, slot: int) -> None:
+        heapq.heappush(self._late, self._clocks[slot] << _SLOT_BITS | slot)
+        if len(self._late) > _LATE_MIN + len(self) // _LATE_SHARE:
+            self._merge()
+
+    def _waits(self, entry: int) -> bool:
+        slot = entry & _SLOT_MASK
+        waits = self._table.here[slot] and not self._lists.after[slot]
+        return bool(waits) and self._clocks[slot] == entry >> _SLOT_BITS
+
+    def _merge(self) -> None:
+        """Put those that wait where they belong in the list."""
+        at = self._lists.after[_LIST]
+        for entry in sorted(self._late):
+            if self._waits(entry):
+                clock = entry >> _SLOT_BITS
+                while at != _LIST and self._clocks[at] < clock:
+                    at = self._lists.after[at]
+                self._lists.link(entry & _SLOT_MASK, at)
+        self._late.clear()
