@@ -1,0 +1,75 @@
+"""One tier of a replay: the real policy, a capacity in blocks, and counts of what went in and out. No bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kvtier.policy.base import EvictionPolicy, PromotionPolicy
+
+
+class PolicyFault(Exception):
+    """A policy did what none may do."""
+
+
+@dataclass
+class Flows:
+    """Blocks that went in and out of one tier."""
+
+    read: int = 0  #: hits
+    written: int = 0
+    demoted: int = 0  #: out, to the tier below
+    promoted: int = 0  #: out, to the tier above
+    dropped: int = 0  #: evicted for good
+
+
+class Tier:
+    """See the module. Blocks go by their number outside and by their id inside, as in the store."""
+
+    def __init__(
+        self,
+        policy: EvictionPolicy,
+        promotion: PromotionPolicy,
+        capacity: int,
+        ids: Sequence[int],
+        numbers: Mapping[int, int],
+        block_bytes: int,
+    ) -> None:
+        self.policy = policy
+        self.promotion = promotion
+        self.capacity = capacity
+        self.used = 0
+        self.flows = Flows()
+        self._ids = ids
+        self._numbers = numbers
+        self._block_bytes = block_bytes
+
+    @property
+    def room(self) -> int:
+        return self.capacity - self.used
+
+    def make_room(self, count: int) -> list[int]:
+        """Evict until ``count`` blocks fit or all that is left is protected; returns who left, in that order."""
+        pop, victims = self.policy.pop, []
+        while self.room < count:
+            victim = pop()
+            if victim is None:
+                break
+            number = self._numbers.get(victim)
+            if number is None:
+                raise PolicyFault(f"pop() gave {victim!r}, which is not in the tier")
+            victims.append(number)
+            self.used -= 1
+        return victims
+
+    def enter(self, blocks: Sequence[int], parents: Sequence[int], clocks: Sequence[int]) -> None:
+        """Take in blocks for which there is room. By block: its parent, and the clock of its last use."""
+        add, ids, nbytes = self.policy.add, self._ids, self._block_bytes
+        for block in reversed(blocks):  # the end first, as chains are touched
+            add(ids[block], ids[parents[block]], clocks[block], nbytes)
+        self.used += len(blocks)
+        self.flows.written += len(blocks)
+
+    def remove(self, block: int) -> None:
+        self.policy.remove(self._ids[block])
+        self.used -= 1
