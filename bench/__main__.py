@@ -18,9 +18,12 @@ from pathlib import Path
 
 from bench import (
     chat,
+    churn,
     decode,
+    hdd,
     opening,
     operations,
+    prefetch,
     protection,
     report,
     restore_cost,
@@ -41,6 +44,9 @@ SUITES: dict[str, Suite] = {
     "storage": storage.run,
     "protection": protection.run,
     "opening": opening.run,
+    "churn": churn.run,
+    "hdd": hdd.run,
+    "prefetch": prefetch.run,
     "operations": operations.run,
 }
 

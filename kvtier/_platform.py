@@ -103,6 +103,11 @@ def drop_cached_pages(fd: int) -> None:
         _fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def expect_jumps(fd: int) -> None:
+    if _fadvise is not None:
+        _fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+
 def lock_file(fd: int) -> None:
     """Lock the open file for this descriptor alone; :class:`BlockingIOError` while another has it."""
     if _fcntl is not None:

@@ -39,9 +39,10 @@ from kvtier.index.schema import IndexDamaged
 from kvtier.keys import KeyProvider
 from kvtier.policy import registry
 from kvtier.recovery import Recovery, Report
-from kvtier.tiers.disk import DiskTier, TierSetup
+from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.ladder import Ladder
 from kvtier.tiers.ledger import Ledger
+from kvtier.tiers.making import disk_tiers
 from kvtier.tiers.order import NamespaceOrders
 from kvtier.tiers.quotas import Limits, Quotas
 from kvtier.vault import Vault
@@ -176,9 +177,9 @@ def _open(
         fs.sync_dir(root)
     if audit:
         running.start(fs, root, 0)
-    tiers = _tiers(config, folders, known, vault, fs, clock, signals)
+    tiers = disk_tiers(config, folders, known, vault, fs, clock, signals)
     closers += [t.close for t in tiers]
-    ladder = _ladder(config, index, tiers, signals, clock)
+    ladder = _ladder(config, index, tiers, signals, clock, known)
     recovery = Recovery(fs, index, tiers, ladder.ledger, signals, known.block_id, known.store_id)
     report = recovery.run()
     # Closing runs backwards: tiers, then the index, then the mark of a clean end, then the lock.
@@ -211,7 +212,7 @@ def _open_read_only(
     except IndexUnusable as e:
         raise NotAStore(f"{folder}: the index cannot be read ({e}); open the store for writing to rebuild it") from e
     closers.append(index.close)
-    tiers = _tiers(config.model_copy(update={"tier": tuple(present)}), folders, identity, vault, fs, clock, signals)
+    tiers = disk_tiers(config.model_copy(update={"tier": tuple(present)}), folders, identity, vault, fs, clock, signals)
     closers += [t.close for t in tiers]
     with index.read() as view:
         for tier in tiers:
@@ -223,14 +224,17 @@ def _open_read_only(
                 if number in known:
                     with suppress(FileNotFoundError):  # the writer has just dropped it
                         tier.know(number, known[number].live_bytes)
-    return Parts(identity, vault, index, _ladder(config, index, tiers, signals, clock), Report(), closers)
+    return Parts(identity, vault, index, _ladder(config, index, tiers, signals, clock, identity), Report(), closers)
 
 
-def _ladder(config: Config, index: LmdbIndex, tiers: list[DiskTier], signals: Signals, clock: Clock) -> Ladder:
+def _ladder(
+    config: Config, index: LmdbIndex, tiers: list[DiskTier], signals: Signals, clock: Clock, identity: Identity
+) -> Ladder:
     limits = Limits({q.namespace: q.bytes_max for q in config.quota})
     orders = NamespaceOrders(limits.has, registry.EVICTION["leaf-lru"])
     ledger = Ledger(index, tiers, orders, signals, clock)
-    return Ladder(index, tiers, ledger, Quotas(index, ledger, orders, limits, signals), signals)
+    quotas = Quotas(index, ledger, orders, limits, signals)
+    return Ladder(index, tiers, ledger, quotas, signals, identity.block_id)
 
 
 def index_to_read(root: str) -> LmdbIndex:
@@ -374,36 +378,3 @@ def _save_config(fs: FileSystem, root: str, config: Config) -> None:
     path, text = _saved(root), config.to_json().encode()
     if not fs.exists(path) or fs.read_file(path, SAVED_BYTES_MAX) != text:
         fs.write_file_durably(path, text)
-
-
-def _tiers(
-    config: Config,
-    folders: list[str],
-    identity: Identity,
-    vault: Vault,
-    fs: FileSystem,
-    clock: Clock,
-    signals: Signals,
-) -> list[DiskTier]:
-    return [
-        DiskTier(
-            fs,
-            TierSetup(
-                name=t.name,
-                kind=t.kind,
-                folder=folder,
-                tier_no=identity.tier_no(t.name),
-                bytes_max=t.bytes_max_resolved(),
-                segment_bytes=t.segment_bytes,
-                codec=t.codec,
-                eviction=registry.EVICTION[t.eviction],
-                promotion=registry.PROMOTION[t.promotion](),
-                compaction=registry.COMPACTION[t.compaction](),
-            ),
-            identity.store_id,
-            signals,
-            clock,
-            vault,
-        )
-        for t, folder in zip(config.tier, folders, strict=True)
-    ]

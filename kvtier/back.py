@@ -12,11 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 from kvtier.assembly import Parts
 from kvtier.background.prefetcher import Prefetcher
+from kvtier.background.prefetching import Prefetching
 from kvtier.background.worker import Worker
 from kvtier.background.write_behind import Pending
 from kvtier.blocks import BlockInfo, BlockState, Explanation, MissReason
@@ -25,11 +27,16 @@ from kvtier.events import Signals, WriteFailed
 from kvtier.front import Front
 from kvtier.index.lmdb_index import IndexFull
 from kvtier.index.schema import Reason
+from kvtier.policy import registry
+from kvtier.policy.base import Hint
 from kvtier.rotation import Rotation
-from kvtier.tiers.drafts import new_block
-from kvtier.tiers.ladder import NoRoom, Suspended
+from kvtier.tiers.drafts import NewBlock, new_block
+from kvtier.tiers.expiry import Expiry
+from kvtier.tiers.ladder import Suspended
 from kvtier.tiers.ram import RamBlock
 from kvtier.tiers.reading import DiskReader, Located, Wanted
+from kvtier.tiers.room import DiskFull, NoRoom
+from kvtier.tiers.shrinking import Shrinker
 from kvtier.vault import DecryptError, KeyMissing
 
 _T = TypeVar("_T")
@@ -61,7 +68,9 @@ class Back:
         self._signals = signals
         self._read_only = read_only
         self._promotions: deque[int] = deque(maxlen=_TOUCHES_BEFORE_SAVE)
-        self._reader = DiskReader(parts.index, self.ladder.tiers, signals, self._on_damage)
+        passing = self.ladder.ledger.time
+        self._reader = DiskReader(parts.index, self.ladder.tiers, signals, self._on_damage, passing)
+        self._expiry = Expiry(parts.index, self.ladder.ledger, signals)
         self._prefetcher = Prefetcher(
             self._reader,
             self._deliver,
@@ -69,9 +78,15 @@ class Back:
             bytes_max=config.prefetch.bytes_max,
             coalesce_bytes_max=config.prefetch.coalesce_bytes_max,
         )
+        self.prefetching = Prefetching(
+            self._prefetcher, front.ram, registry.prefetch(config.prefetch.policy, "prefetch.policy")(), signals
+        )
         if background:
             self._prefetcher.warm()
-        self._worker = Worker(self._write_group)
+        self._worker = Worker(self._write_group, self._when_idle)
+        self._shrinker = Shrinker(parts.index, self.ladder, signals)
+        self._is_looking = self._may_shrink = False
+        front.wake = self._worker.poke
         if not read_only:
             self._worker.submit(self.ladder.keep_caps)  # which may be lower now, or a crash left more than they allow
         if background and not read_only:
@@ -94,6 +109,8 @@ class Back:
         if located is not MissReason.ABSENT:
             return Explanation(BlockState.DAMAGED if located is MissReason.CORRUPT else BlockState.UNAVAILABLE)
         try:
+            if self._reader.has_expired(wanted):
+                return Explanation(BlockState.EXPIRED)
             departure = self.ladder.ledger.departure(wanted.block_id)
         except OSError:
             self._signals.count("index_errors")
@@ -105,6 +122,7 @@ class Back:
 
     def read(self, located: Located) -> RamBlock | MissReason:
         """One block, which also enters RAM."""
+        self.prefetching.take_over([located.wanted.block_id])
         block = self._reader.read_one(located)
         if isinstance(block, RamBlock):
             self._keep(located, block)
@@ -126,8 +144,26 @@ class Back:
             return None
         return BlockInfo(located.wanted.key, meta, located.entry.lengths, located.tier.name)
 
+    @contextmanager
+    def guarding(self, located: Sequence[Located], last: Wanted) -> Iterator[None]:
+        """Inside, blocks that are to be read, and what they extend, are evicted last; ``last``: the end of their chain.
+
+        May end on any thread, wherever the garbage collector runs: it takes no lock that is not reentrant.
+        """
+        if not located or self._read_only:
+            yield
+            return
+        ends = {p.tier.tier_no: p.wanted.block_id for p in located}  # each tier looks at its own part of a chain
+        held = list(dict.fromkeys([*ends.values(), last.block_id]))
+        self._worker.submit(partial(self.ladder.ledger.guard, last.namespace, held, 1))
+        try:
+            yield
+        finally:
+            self._worker.submit(partial(self.ladder.ledger.guard, last.namespace, held, -1))
+
     def read_ahead(self, located: Sequence[Located], *, keep: bool) -> Iterator[RamBlock | MissReason]:
         """Blocks in order, later ones being read while the consumer works on earlier ones."""
+        self.prefetching.take_over([b.wanted.block_id for b in located])
         self.ladder.ledger.touch([b.wanted.block_id for b in located])
         self._save_touches_sometimes()
         for place, outcome in zip(located, self._prefetcher.read_ahead(located, keep=keep), strict=True):
@@ -135,19 +171,7 @@ class Back:
                 self._promote(place)
             yield outcome
 
-    def prefetch(self, located: Sequence[Located]) -> int:
-        """Bring blocks into RAM in the background."""
-        return self._prefetcher.request(located)
-
-    def is_coming(self, block_id: int) -> bool:
-        """Whether a prefetch of the block is under way."""
-        return self._prefetcher.is_flying(block_id)
-
-    def wait_for(self, block_id: int) -> bool:
-        """If a prefetch of the block is under way, wait for it."""
-        return self._prefetcher.wait_for(block_id)
-
-    def _keep(self, located: Located, block: RamBlock) -> None:
+    def _keep(self, located: Located, block: RamBlock, *, prefetched: bool = False) -> None:
         def is_current() -> bool:
             now = self._reader.locate([located.wanted])[0]
             return isinstance(now, Located) and now.entry.seq == located.entry.seq
@@ -155,10 +179,10 @@ class Back:
         since = self._front.forgotten
         with suppress(DecryptError, KeyMissing):  # its key may have been dropped while it was read
             self.parts.vault.decrypt_meta(located.entry)
-            self._front.keep(located.wanted.block_id, block, since, is_current)
+            self._front.keep(located.wanted.block_id, block, since, is_current, prefetched=prefetched)
 
     def _deliver(self, located: Located, block: RamBlock, prefetched: bool) -> None:
-        self._keep(located, block)
+        self._keep(located, block, prefetched=prefetched)
         if prefetched:
             self._signals.count("prefetch_loaded")
             self._signals.count("prefetch_bytes", block.nbytes)
@@ -179,7 +203,7 @@ class Back:
         block_id = located.wanted.block_id
         if self._read_only or located.tier is self.ladder.tiers[0]:
             return
-        if located.tier.setup.promotion.promote(block_id):
+        if located.tier.lift.takes(block_id):
             self._promotions.append(block_id)
             self._worker.submit(self._promote_some, lazy=True)
 
@@ -213,6 +237,11 @@ class Back:
             return
         self._worker.submit(lambda: self.ladder.ledger.hold(namespace, block_ids, by))
 
+    def hint(self, namespace: bytes, block_ids: Sequence[int], hint: Hint) -> None:
+        """Advise the disk tiers' policies on blocks."""
+        if not self._read_only:
+            self._worker.submit(lambda: self.ladder.ledger.hint(namespace, block_ids, hint))
+
     def save_recency(self) -> None:
         """Make recency durable soon."""
         self._worker.submit(self.ladder.save_touches)
@@ -235,15 +264,16 @@ class Back:
         group = self._front.next_group()
         if group:
             self._write(group)
+            with suppress(OSError, IndexFull):  # not only when idle: a busy store has use for the room
+                self._expiry.step()
         return bool(group)
 
     def _write(self, group: Sequence[Pending]) -> None:
         """Write a group as one commit; if it does not fit as a whole, in halves."""
         ids = [p.block_id for p in group]
-        error: Exception | None = None
         try:
             puts = [new_block(self.parts.vault, p.block_id, p.seq, p.block) for p in group if p.block is not None]
-            self.ladder.write(puts, [p.block_id for p in group if p.block is None])
+            done = self.ladder.write(puts, [p.block_id for p in group if p.block is None], self._waiting)
         except Exception as e:
             if isinstance(e, NoRoom | KeyMissing) and len(group) > 1:
                 half = len(group) // 2
@@ -252,10 +282,18 @@ class Back:
             if isinstance(e, IndexFull) and self.parts.index.grow():
                 return self._write(group)
             self._lost(group, e)
-            error = e
+            self._front.finish(group, e)
         else:
             self._reader.set_stale(ids, False)
-        self._front.finish(group, error)
+            self._front.finish(group, None, done.put_off, done.pulled)
+
+    def _waiting(self, block_id: int) -> NewBlock | None:
+        """A block that no disk tier has taken in yet, from RAM."""
+        waiting = self._front.waiting(block_id)
+        if waiting is not None and waiting.block is not None:
+            with suppress(KeyMissing):
+                return new_block(self.parts.vault, block_id, waiting.seq, waiting.block)
+        return None
 
     def _lost(self, group: Sequence[Pending], error: Exception) -> None:
         """Writes were lost: an older value on disk must not come back in their place."""
@@ -264,7 +302,7 @@ class Back:
             [p.block_id for p in group if p.block is not None], Reason.WRITE_FAILED, self.ladder.tiers[0]
         )
         self._signals.count("write_failures", len(ids))
-        if not isinstance(error, Suspended):
+        if not isinstance(error, Suspended | DiskFull):  # of which an event has told
             reason = f"{type(error).__name__}: {error}"
             top = self.ladder.tiers[0]
             self._signals.emit(WriteFailed(top.name, len(ids), reason), quiet=bool(top.health.retry_at))
@@ -278,6 +316,40 @@ class Back:
                 log.warning("older values of lost blocks cannot be deleted: %s", e)
         else:
             self._reader.set_stale(ids, False)
+
+    # -- room ---------------------------------------------------------------------------------------
+
+    @property
+    def has_floors(self) -> bool:
+        """Whether a tier has to leave a part of its disk free."""
+        return not self._read_only and any(t.room.has_floor for t in self.ladder.tiers)
+
+    def look(self) -> bool:
+        """Have the worker see whether others have filled a disk up to its floor, and evict a little if so; whether it
+        had to, when it did so last. Any thread."""
+        if self.has_floors and not self._is_looking:
+            self._is_looking = True
+            self._worker.submit(self._shrink)
+        return self._may_shrink
+
+    def _shrink(self) -> None:
+        self._is_looking = False
+        self._may_shrink = False  # also if it fails
+        self._may_shrink = self._shrinker.step()
+
+    # -- compaction ---------------------------------------------------------------------------------
+
+    def pause_compaction(self, paused: bool) -> None:
+        """Copy nothing from now on, but for a step that is under way; or go on. Any thread."""
+        self.ladder.compactor.is_paused = paused
+        self._worker.poke()
+
+    def _when_idle(self) -> float | None:
+        """Expire some blocks, or else compact a little."""
+        if (soon := self._expiry.step()) == 0.0:
+            return soon
+        later = self.ladder.compactor.step(self.ladder.tiers)
+        return min((s for s in (soon, later) if s is not None), default=None)
 
     # -- keys ---------------------------------------------------------------------------------------
 

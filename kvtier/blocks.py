@@ -30,6 +30,23 @@ class PutOutcome(Enum):
         return self is PutOutcome.QUEUED
 
 
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What a server knows of the future of blocks: see :meth:`kvtier.Store.hint`. ``Hint()`` takes earlier ones back.
+
+    ``ended``: nobody is expected to use them again. ``returns_in``: when they are expected to be used next, in seconds
+    from now. ``priority``: blocks with a higher one stay longer; 0 is usual.
+    """
+
+    ended: bool = False
+    returns_in: float | None = None
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        if self.returns_in is not None and not 0 <= self.returns_in < float("inf"):
+            raise LimitError(f"returns_in must be a number of seconds from 0 on, got {self.returns_in!r}")
+
+
 class MissReason(Enum):
     """Why a block was not returned. Each is counted in ``stats``."""
 
@@ -92,13 +109,15 @@ class PutItem:
     """One block to store.
 
     ``buffers``: one buffer or several (at most 64). ``parent``: the key of the block that this one
-    extends, in the same namespace; eviction then takes descendants before ancestors.
+    extends, in the same namespace; eviction then takes descendants before ancestors. ``ttl`` as in
+    :meth:`kvtier.Store.put`.
     """
 
     key: bytes
     buffers: Buffer | Sequence[Buffer]
     meta: bytes = b""
     parent: bytes | None = None
+    ttl: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +154,13 @@ class BlockState(Enum):
     LOST = "lost"
     """A segment file was gone when the store was opened."""
     NOT_ADMITTED = "not_admitted"
-    """The tier was full, and the block's parent was not stored."""
+    """The tier's policy or write budget did not take it in, or the tier was full and the block's parent not stored."""
     WRITE_FAILED = "write_failed"
     """It could not be written, or the index not be committed."""
     OVER_QUOTA = "over_quota"
     """Its namespace had reached its quota: it made room there for others, or there was none for it."""
+    EXPIRED = "expired"
+    """Its time was up."""
     UNKNOWN = "unknown"
     """Nothing is remembered of it: it was never stored, or it left too long ago."""
 
@@ -153,9 +174,10 @@ _SENTENCES = {
     BlockState.DELETED: "The block was deleted",
     BlockState.DAMAGED: "The block was found damaged in {}",
     BlockState.LOST: "The block was lost with a missing file of {}",
-    BlockState.NOT_ADMITTED: "The block was not admitted to {}, which was full, because its parent was not stored",
+    BlockState.NOT_ADMITTED: "The block was not admitted to {}, by its policy or because it was full",
     BlockState.WRITE_FAILED: "The block could not be written to {}",
     BlockState.OVER_QUOTA: "The block had to go, or could not come, because its namespace had reached its quota",
+    BlockState.EXPIRED: "The block has expired",
     BlockState.UNKNOWN: "The block was never stored, or it left too long ago to be remembered",
 }
 

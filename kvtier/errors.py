@@ -16,6 +16,7 @@
     │   ├── ForkedStore        used in a child of fork(); spawn processes that use the store
     │   └── CorruptStore       damaged beyond automatic repair (the identity file itself)
     ├── LimitError             a key, namespace, metadata or value is over its limit
+    ├── TraceError             a trace for replay cannot be used: malformed lines, or no block in it
     ├── ReadOnlyStore          a write was asked of a store opened with read_only=True
     └── FlushError             flush(): some writes did not become durable; carries the first cause
 
@@ -43,6 +44,7 @@ __all__ = [
     "StoreLocked",
     "StoreUnwritable",
     "TierMissing",
+    "TraceError",
     "UnsafeFolder",
     "UnsupportedFormat",
     "WrongKeys",
@@ -124,6 +126,10 @@ class CorruptStore(StoreError):
 
 class LimitError(KvtierError, ValueError):
     """A key, namespace, metadata or value is over its stated limit."""
+
+
+class TraceError(KvtierError):
+    """A trace for replay cannot be used; the text names the first malformed lines, or says that there is no block."""
 
 
 class ReadOnlyStore(KvtierError):

@@ -63,6 +63,37 @@ class TierResumed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TierShrunk(Event):
+    """Others have filled a tier's disk up to its floor: the tier is kept to ``bytes_max``, below its cap, and evicts
+    down to it. Sent once an episode."""
+
+    tier: str
+    bytes_max: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TierGrown(Event):
+    """Such a tier may use all of its cap again."""
+
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class RamShrunk(Event):
+    """Less memory is available than ``ram.available_bytes_min``: the RAM tier is kept to ``bytes_max``, below its cap.
+    Sent once an episode."""
+
+    bytes_max: int
+    available_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RamGrown(Event):
+    """The RAM tier may use all of its cap again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recovered(Event):
     """What opening found after an unclean end: records found beyond the last index commit, bytes cut."""
 
@@ -106,12 +137,45 @@ class FolderExposed(Event):
     parent: str
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyDisabled(Event):
+    """A policy of a tier (``ram``, or its name) raised, or gave away what it must not: until the store is opened again
+    the default of its kind does its work. Nothing is lost, but what the policy had learnt."""
+
+    tier: str
+    policy: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteBudgetSpent(Event):
+    """A block was not written to a tier, because as much was as may be in a day. Sent at most once a day."""
+
+    tier: str
+    bytes_per_day: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentsCompacted(Event):
+    """So many segments of a tier were removed after what lived in them was copied. ``bytes_reclaimed``: what they had
+    occupied, less the copies."""
+
+    tier: str
+    segments: int
+    bytes_copied: int
+    bytes_reclaimed: int
+
+
 Listener = Callable[[Event], None]
 
 _LEVELS: dict[type[Event], int] = {
     Recovered: logging.INFO,
     RebuildProgress: logging.DEBUG,
+    SegmentsCompacted: logging.DEBUG,
     TierResumed: logging.INFO,
+    WriteBudgetSpent: logging.INFO,
+    TierGrown: logging.INFO,
+    RamGrown: logging.INFO,
 }
 
 

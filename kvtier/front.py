@@ -7,12 +7,14 @@ commit. Threads: any thread, except :meth:`Front.next_group` and :meth:`Front.fi
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from kvtier.background.write_behind import Pending, WriteQueue
 from kvtier.blocks import PutOutcome
+from kvtier.clock import StoreTime
 from kvtier.errors import StoreClosed
+from kvtier.policy.base import Hint
 from kvtier.tiers.ram import RamBlock, RamTier
 from kvtier.tiers.reading import Wanted
 
@@ -20,8 +22,12 @@ _GROUP_BYTES_MAX = 32 << 20
 _GROUP_BLOCKS_MAX = 4096
 
 
+#: The place of a block whose time is up.
+EXPIRED = "expired"
+
+
 class InMemory(NamedTuple):
-    """What memory knows of a block: itself, or (None) that it was deleted."""
+    """What memory knows of a block: itself, or (None) that it was deleted, or has expired."""
 
     block: RamBlock | None
     place: str
@@ -30,13 +36,26 @@ class InMemory(NamedTuple):
 class Front:
     """See the module."""
 
-    def __init__(self, ram: RamTier, queue_bytes_max: int, first_seq: int) -> None:
+    def __init__(
+        self,
+        ram: RamTier,
+        queue_bytes_max: int,
+        first_seq: int,
+        passing: StoreTime,
+        ask_again: Callable[[int], bool] = lambda block_id: False,
+    ) -> None:
+        """``passing``: the time by which blocks expire. ``ask_again`` is told that a block was read which no disk tier
+        has taken in, and says whether one may now."""
         self._lock = threading.Lock()
         self.ram = ram
         self.queue = WriteQueue(queue_bytes_max, self._lock, first_seq)
         self.ram_hits = 0
         self.queue_hits = 0
         self.forgotten = 0
+        self.time = passing
+        self._ask_again = ask_again
+        self._again: list[tuple[int, RamBlock]] = []
+        self.wake: Callable[[], None] = lambda: None  # who writes what is queued
         self._pins: dict[int, int] = {}
         self._closed = False
 
@@ -45,25 +64,46 @@ class Front:
     def find(self, wanted: Wanted, *, use: bool = True) -> InMemory | None:
         """The block if memory knows it. ``use``: it counts as a hit and becomes recent."""
         with self._lock:
-            return self._find(wanted, use)
+            found = self._find(wanted, use)
+            self._put_again()
+            return found
 
     def find_many(self, wanted: Sequence[Wanted], *, use: bool) -> list[InMemory | None]:
         """``find`` for several, at one moment; used from last to first, so that a chain's start is most recent."""
         with self._lock:
-            return [self._find(w, use) for w in reversed(wanted)][::-1]
+            found = [self._find(w, use) for w in reversed(wanted)][::-1]
+            self._put_again()
+            return found
 
     def _find(self, wanted: Wanted, use: bool) -> InMemory | None:
         pending = self.queue.find(wanted.block_id)
         if pending is not None and pending.block is None:
             return InMemory(None, "queue")
+        known = self.ram.peek(wanted.block_id) or (pending.block if pending is not None else None)
+        if known is not None and known.expires_at and self.time.now() >= known.expires_at:
+            self.ram.remove(wanted.block_id)
+            return InMemory(None, EXPIRED)
         block = self.ram.get(wanted.block_id) if use else self.ram.peek(wanted.block_id)
         if block is not None and block.names(wanted.namespace, wanted.key):
             self.ram_hits += use
+            if use and wanted.block_id in self.ram.waiting and self._ask_again(wanted.block_id):
+                self._again.append((wanted.block_id, block))
             return InMemory(block, "ram")
         if pending is not None and pending.block is not None and pending.block.names(wanted.namespace, wanted.key):
             self.queue_hits += use
             return InMemory(pending.block, "queue")
         return None
+
+    def _put_again(self) -> None:
+        """Queue what may be taken in now, ancestors first, as far as there is room."""
+        queued = False
+        while self._again:
+            block_id, block = self._again.pop()
+            if not self._closed and self.queue.has_room(block.nbytes) and self.ram.waiting.pop(block_id, 0):
+                self.queue.add(block_id, block)
+                queued = True
+        if queued:
+            self.wake()
 
     # -- writing ------------------------------------------------------------------------------------
 
@@ -105,13 +145,17 @@ class Front:
             if on_disk:
                 self.queue.add(block_id, None)
 
-    def keep(self, block_id: int, block: RamBlock, since: int, is_current: Callable[[], bool]) -> None:
+    def keep(
+        self, block_id: int, block: RamBlock, since: int, is_current: Callable[[], bool], *, prefetched: bool = False
+    ) -> None:
         """Cache a block that was read from disk, unless memory or the index knows something newer, or all was
         forgotten ``since``, which is what :attr:`forgotten` was."""
         with self._lock:
             is_new = self.queue.find(block_id) is None and self.ram.peek(block_id) is None
             if is_new and self.forgotten == since and is_current():
                 self.ram.put(block_id, block)
+                if prefetched and self.ram.peek(block_id) is not None:
+                    self.ram.brought.came(block_id, block.nbytes)
 
     def forget(self, block_id: int) -> None:
         """Drop a block from RAM; one that is still to be written stays readable in the queue."""
@@ -124,7 +168,22 @@ class Front:
             self.forgotten += 1
             self.ram.clear()
 
-    # -- pins ---------------------------------------------------------------------------------------
+    def keep_ram_to(self, cap: int) -> int:
+        """Use ``cap`` bytes of RAM at most from now on; returns how many blocks had to leave for it."""
+        evicted = 0
+        while True:
+            with self._lock:
+                some = self.ram.keep_to(cap)
+            if not some:
+                return evicted
+            evicted += some
+
+    # -- hints and pins -----------------------------------------------------------------------------
+
+    def hint(self, namespace: bytes, block_ids: Sequence[int], hint: Hint) -> None:
+        """Advise the RAM tier's policy on blocks, there yet or not."""
+        with self._lock:
+            self.ram.hint(namespace, block_ids, hint)
 
     def pin(self, block_ids: Sequence[int]) -> list[int]:
         """Hold blocks in RAM if they are there; returns the ids to hold on disk too."""
@@ -158,10 +217,28 @@ class Front:
         with self._lock:
             return self.queue.oldest(_GROUP_BYTES_MAX, _GROUP_BLOCKS_MAX)
 
-    def finish(self, group: Sequence[Pending], error: BaseException | None) -> None:
-        """The group is durable, or was lost to ``error``."""
+    def finish(
+        self,
+        group: Sequence[Pending],
+        error: BaseException | None,
+        refused: Collection[int] = (),
+        pulled: Collection[int] = (),
+    ) -> None:
+        """The group is durable, or was lost to ``error``. ``refused``: those that no disk tier took in, but may later.
+        ``pulled``: what was taken in with the group, by :meth:`waiting`."""
         with self._lock:
             self.queue.done(group, error)
+            for item in group:
+                if item.block_id in refused and self.ram.peek(item.block_id) is item.block is not None:
+                    self.ram.waiting[item.block_id] = item.seq
+            for block_id in pulled:
+                self.ram.waiting.pop(block_id, None)
+
+    def waiting(self, block_id: int) -> Pending | None:
+        """A block that no disk tier has taken in, if RAM has it."""
+        with self._lock:
+            seq, block = self.ram.waiting.get(block_id), self.ram.peek(block_id)
+            return None if seq is None else Pending(block_id, seq, block)
 
     # -- waiting ------------------------------------------------------------------------------------
 

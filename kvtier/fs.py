@@ -95,6 +95,9 @@ class FileSystem(Protocol):
     def drop_cache(self, fd: int) -> None:
         """Hint that the file's clean cached pages will not be needed."""
 
+    def expect_jumps(self, fd: int) -> None:
+        """Hint that nothing should be read beyond what is asked for: who reads knows better what comes next."""
+
     def make_dir(self, path: str) -> None:
         """Make the folder and its missing parents, mode 0700, durably; fine if it exists."""
 
@@ -282,6 +285,9 @@ class PortableFileSystem:
     def drop_cache(self, fd: int) -> None:
         pass
 
+    def expect_jumps(self, fd: int) -> None:
+        pass
+
     def make_dir(self, path: str) -> None:
         if os.path.isdir(path):
             return
@@ -388,3 +394,6 @@ class OsFileSystem(PortableFileSystem):
 
     def drop_cache(self, fd: int) -> None:
         _platform.drop_cached_pages(fd)
+
+    def expect_jumps(self, fd: int) -> None:
+        _platform.expect_jumps(fd)

@@ -8,7 +8,7 @@ from kvtier.back import Back
 from kvtier.blocks import BlockInfo, BlockState, Explanation, Hit, HitInto, Miss, MissReason
 from kvtier.buffers import check_size, copy_across
 from kvtier.events import Signals
-from kvtier.front import Front, InMemory
+from kvtier.front import EXPIRED, Front, InMemory
 from kvtier.tally import Tally
 from kvtier.tiers.ram import RamBlock
 from kvtier.tiers.reading import Located, Wanted
@@ -27,7 +27,7 @@ class Reads:
 
     def get(self, wanted: Wanted) -> Hit | Miss:
         found = self._front.find(wanted)
-        if found is None and self._back is not None and self._back.wait_for(wanted.block_id):
+        if found is None and self._back is not None and self._back.prefetching.wait_for(wanted.block_id):
             found = self._front.find(wanted)
         if found is not None or self._back is None:
             return self._in_memory(wanted, found)
@@ -59,29 +59,54 @@ class Reads:
         return HitInto(wanted.key, size, meta, block.tier.name)
 
     def get_many(self, wanted: Sequence[Wanted], *, keep: bool) -> Iterator[Hit | Miss]:
+        if self._back is not None and wanted:
+            self._back.prefetching.asked(wanted[0].namespace, [w.block_id for w in wanted])
         for at in range(0, len(wanted), _LOCATE_AT_ONCE):
-            yield from self._get_some(wanted[at : at + _LOCATE_AT_ONCE], keep)
+            yield from self._get_some(wanted[at : at + _LOCATE_AT_ONCE], wanted[-1], keep)
 
-    def _get_some(self, wanted: Sequence[Wanted], keep: bool) -> Iterator[Hit | Miss]:
+    def _get_some(self, wanted: Sequence[Wanted], last: Wanted, keep: bool) -> Iterator[Hit | Miss]:
         found = self._front.find_many(wanted, use=True)
         back = self._back
         if back is None:
             yield from (self._in_memory(w, f) for w, f in zip(wanted, found, strict=True))
             return
         missing = [w for w, f in zip(wanted, found, strict=True) if f is None]
-        coming = {w.block_id for w in missing if back.is_coming(w.block_id)}
+        coming = {w.block_id for w in missing if back.prefetching.is_coming(w.block_id)}
         located = back.locate([w for w in missing if w.block_id not in coming])
         places = iter(located)
-        ahead = back.read_ahead([p for p in located if isinstance(p, Located)], keep=keep)
-        for w, f in zip(wanted, found, strict=True):
-            if f is not None:
-                yield self._in_memory(w, f)
-            elif w.block_id in coming:
-                yield self.get(w)
-            elif isinstance(place := next(places), Located):
-                yield self._on_disk(place, next(ahead))
-            else:
-                yield self._miss(w, place)
+        on_disk = [p for p in located if isinstance(p, Located)]
+        with back.guarding(on_disk, last):
+            ahead = back.read_ahead(on_disk, keep=keep)
+            for w, f in zip(wanted, found, strict=True):
+                if f is not None:
+                    yield self._in_memory(w, f)
+                elif w.block_id in coming:
+                    yield self.get(w)
+                elif isinstance(place := next(places), Located):
+                    yield self._on_disk(place, next(ahead))
+                else:
+                    yield self._miss(w, place)
+
+    def prefetch(self, wanted: Sequence[Wanted]) -> int:
+        """Bring up into RAM what is not in memory; how many blocks that is."""
+        back = self._back
+        if back is None or not wanted:
+            return 0
+        back.prefetching.asked(wanted[0].namespace, [w.block_id for w in wanted])
+        return self._bring_up(back, wanted)
+
+    def answered(self, wanted: Sequence[Wanted]) -> int:
+        """The same after an answer, if the policy wants it."""
+        back = self._back
+        if back is None or not wanted:
+            return 0
+        pays = back.prefetching.answered(wanted[0].namespace, [w.block_id for w in wanted])
+        return self._bring_up(back, wanted) if pays else 0
+
+    def _bring_up(self, back: Back, wanted: Sequence[Wanted]) -> int:
+        found = self._front.find_many(wanted, use=False)
+        missing = [w for w, f in zip(wanted, found, strict=True) if f is None]
+        return back.prefetching.request([p for p in back.locate(missing) if isinstance(p, Located)])
 
     def present(self, wanted: Sequence[Wanted]) -> list[bool]:
         found = self._front.find_many(wanted, use=False)
@@ -106,7 +131,7 @@ class Reads:
         if found is None:
             return self._back.explain(wanted) if self._back else Explanation(BlockState.UNKNOWN)
         if found.block is None:
-            return Explanation(BlockState.DELETED)
+            return Explanation(BlockState.EXPIRED if found.place == EXPIRED else BlockState.DELETED)
         return Explanation(BlockState.RAM if found.place == "ram" else BlockState.QUEUED, found.place)
 
     def _in_memory(self, wanted: Wanted, found: InMemory | None) -> Hit | Miss:

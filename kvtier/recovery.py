@@ -192,9 +192,10 @@ class Recovery:
         """Segments that the index names and the folder lacks: their blocks are gone."""
         if not missing:
             return
-        for number in sorted(missing):
-            self._signals.emit(SegmentLost(tier.name, number))
         with self._index.read() as view:
+            for number in sorted(missing):
+                if (entry := view.segment(tier.tier_no, number)) is not None and entry.live_bytes:
+                    self._signals.emit(SegmentLost(tier.name, number))  # else it was about to be removed
             lost = [
                 block_id
                 for block_id, entry in view.blocks()

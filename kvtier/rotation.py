@@ -15,9 +15,9 @@ from kvtier.blocks import MissReason
 from kvtier.errors import FlushError
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.drafts import NewBlock, new_block
-from kvtier.tiers.ladder import NoRoom
 from kvtier.tiers.ram import RamBlock
 from kvtier.tiers.reading import DiskReader, Located, Wanted
+from kvtier.tiers.room import NoRoom
 from kvtier.vault import DecryptError, KeyMissing, KeyUnavailable
 
 _BYTES_AT_ONCE = 32 << 20

@@ -17,22 +17,29 @@ from kvtier.tiers.quotas import counted_bytes
 
 @dataclass(frozen=True)
 class RamStats:
-    """The RAM tier now."""
+    """The RAM tier now. ``bytes_max_effective``: what it may use, which is less while memory is short.
+    ``waiting``: blocks that the first disk tier did not take in, and may yet."""
 
     bytes_max: int
+    bytes_max_effective: int
     bytes_used: int
     blocks: int
     hits: int
     evictions: int
+    waiting: int
 
 
 @dataclass(frozen=True)
 class TierStats:
-    """One disk tier. ``bytes_used`` is what counts against the cap: segments, and the index in the first tier."""
+    """One disk tier. ``bytes_used`` is what counts against the cap: segments, and the index in the first tier.
+    ``bytes_max_effective``: what it may use, which is less while others fill its disk; ``free_bytes``: what that has
+    left, None if it is not known."""
 
     name: str
     kind: str
     bytes_max: int
+    bytes_max_effective: int
+    free_bytes: int | None
     bytes_used: int
     bytes_live: int
     segments: int
@@ -67,11 +74,21 @@ class DedupStats:
 
 @dataclass(frozen=True)
 class PrefetchStats:
-    """Blocks asked for ahead, and those that came."""
+    """Blocks asked for ahead, and those that came. Of these ``useful`` ones were then got from RAM, ``wasted`` ones
+    left it before that, and ``unused`` ones are still there. ``late``: gets of blocks that were asked for and had not
+    come yet. ``cancelled``: not read, as nobody wanted them any more."""
 
     requested: int
     loaded: int
     bytes_loaded: int
+    useful: int
+    bytes_useful: int
+    wasted: int
+    bytes_wasted: int
+    unused: int
+    bytes_unused: int
+    late: int
+    cancelled: int
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,9 @@ class StoreStats:
 
     ``namespaces``: those that have blocks on disk, and those that were used since the store was opened, at most
     1,024 of either.
+
+    ``pinned``, ``hinted``: keys that are pinned, and on which there is a hint. ``being_read``: ends of chains that are
+    not evicted because someone is reading them. ``expiring``: blocks on disk with a time to live.
     """
 
     blocks: int
@@ -110,6 +130,9 @@ class StoreStats:
     misses: Mapping[str, int]
     quarantined: int
     pinned: int
+    hinted: int
+    being_read: int
+    expiring: int
     index_bytes: int
     namespaces: tuple[NamespaceStats, ...]
     counters: Mapping[str, int]
@@ -143,7 +166,7 @@ def stats_of(front: Front, ladder: Ladder | None, signals: Signals, tally: Tally
     return StoreStats(
         blocks=ladder.count_blocks() if ladder else len(front.ram),
         puts=counts.pop("puts", 0),
-        ram=RamStats(front.ram.bytes_max, front.ram.bytes_used, len(front.ram), front.ram_hits, front.ram.evictions),
+        ram=_ram_stats(front),
         queue=QueueStats(
             bytes_max=front.queue.bytes_max,
             bytes_used=front.queue.bytes_used,
@@ -155,18 +178,37 @@ def stats_of(front: Front, ladder: Ladder | None, signals: Signals, tally: Tally
         ),
         tiers=tiers,
         dedup=DedupStats(counts.pop("dedup_blocks", 0), counts.pop("dedup_bytes", 0)),
-        prefetch=PrefetchStats(
-            counts.pop("prefetch_requested", 0),
-            counts.pop("prefetch_loaded", 0),
-            counts.pop("prefetch_bytes", 0),
-        ),
+        prefetch=_prefetch_stats(front, counts),
         misses={name.split(":")[1]: counts.pop(name) for name in list(counts) if name.startswith("miss:")},
         quarantined=counts.pop("quarantined", 0),
         pinned=front.pinned,
+        hinted=len(ladder.ledger.advice) if ladder else front.ram.hinted,
+        being_read=len(ladder.ledger.guarded) if ladder else 0,
+        expiring=ladder.count_expiring() if ladder else 0,
         index_bytes=ladder.index_bytes if ladder else 0,
         namespaces=_namespace_stats(ladder, tally),
         counters=counts,
     )
+
+
+def _prefetch_stats(front: Front, counts: dict[str, int]) -> PrefetchStats:
+    brought = front.ram.brought
+    return PrefetchStats(
+        counts.pop("prefetch_requested", 0),
+        counts.pop("prefetch_loaded", 0),
+        counts.pop("prefetch_bytes", 0),
+        *brought.useful,
+        *brought.wasted,
+        len(brought),
+        brought.unused_bytes,
+        counts.pop("prefetch_late", 0),
+        counts.pop("prefetch_cancelled", 0),
+    )
+
+
+def _ram_stats(front: Front) -> RamStats:
+    ram = front.ram
+    return RamStats(ram.bytes_max, ram.cap, ram.bytes_used, len(ram), front.ram_hits, ram.evictions, len(ram.waiting))
 
 
 def _namespace_stats(ladder: Ladder | None, tally: Tally) -> tuple[NamespaceStats, ...]:
@@ -192,7 +234,9 @@ def _tier_stats(tier: DiskTier, ladder: Ladder, counts: dict[str, int]) -> TierS
         name=tier.name,
         kind=tier.setup.kind,
         bytes_max=tier.setup.bytes_max,
-        bytes_used=ladder.used_bytes(tier),
+        bytes_max_effective=tier.room.cap(used := ladder.used_bytes(tier)),
+        free_bytes=tier.room.free_bytes(),
+        bytes_used=used,
         bytes_live=sum(s.live_bytes for s in tuple(tier.segments.values())),
         segments=len(tier.segments),
         hits=counts.pop(f"hits:{tier.name}", 0),

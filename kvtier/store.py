@@ -6,9 +6,9 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from kvtier.advised import Advised
 from kvtier.assembly import Parts, config_of, open_parts
 from kvtier.back import Back
 from kvtier.blocks import (
@@ -21,31 +21,32 @@ from kvtier.blocks import (
     MissReason,
     PutItem,
     PutOutcome,
-    check_key,
     check_meta,
 )
 from kvtier.buffers import byte_views, owned
-from kvtier.clock import Clock, SystemClock
+from kvtier.clock import Clock, StoreTime, SystemClock
 from kvtier.config import Config
-from kvtier.errors import FlushError, ForkedStore, LimitError, ReadOnlyStore, StoreClosed, WrongKeys
-from kvtier.events import Listener, Signals, WriteSkipped
+from kvtier.errors import FlushError, LimitError, WrongKeys
+from kvtier.events import Listener, Signals
 from kvtier.front import Front
 from kvtier.fs import FileSystem, default_file_system
+from kvtier.headroom import Headroom
 from kvtier.identity import Identity
 from kvtier.index.lmdb_index import ENGINE
 from kvtier.keys import KeyProvider
-from kvtier.policy import registry
+from kvtier.memory import Memory, memory
 from kvtier.policy.base import NO_PARENT
 from kvtier.reads import Reads
+from kvtier.skips import Skips
 from kvtier.stats import StoreStats, stats_of
+from kvtier.tiers.making import ram_tier
 from kvtier.tiers.ram import RamBlock, RamTier
-from kvtier.tiers.reading import Located, Wanted
 from kvtier.vault import KeyMissing, Vault
 
 _MATCH_AT_ONCE = 64
 
 
-class Store:
+class Store(Advised):
     """A tiered block store: RAM, then the disk tiers of its configuration, in order.
 
     Blocks are opaque: a key (1 to 128 bytes) in a namespace (0 to 64 bytes) names one value of 1 to 64
@@ -76,6 +77,7 @@ class Store:
         clock: Clock | None = None,
         background: bool = True,
         keys: KeyProvider | None = None,
+        memory: Callable[[], Memory] = memory,
     ) -> Store:
         """Open a store, creating it if there is none (unless ``read_only``), recovering it if need be.
 
@@ -83,42 +85,48 @@ class Store:
         last opened for writing with, or the defaults of :meth:`Config.for_folder` if it is new).
         ``keys``: where encryption keys come from, called as :class:`kvtier.KeyProvider` says; needs the extra
         ``crypto``. With it a new store is encrypted, and an encrypted one cannot be opened without it.
-        ``listeners`` are called with each event. ``fs``, ``clock`` and ``background=False`` (no thread:
+        ``listeners`` are called with each event. ``fs``, ``clock``, ``memory`` and ``background=False`` (no thread:
         ``flush`` and ``close`` do the work) are for tests.
 
         Raises :class:`kvtier.ConfigError`, a :class:`kvtier.StoreError` that says why the folder cannot be
         used, or :class:`OSError`.
         """
         config = config_of(source)
-        signals = Signals(listeners)
+        signals, clock = Signals(listeners), clock or SystemClock()
+        ram = ram_tier(config, signals, clock, memory)
         parts = None
         if config.tier:
-            file_system = fs or default_file_system()
-            parts = open_parts(config, file_system, clock or SystemClock(), signals, keys, read_only=read_only)
-        return cls(config, parts, signals, read_only=read_only, background=background)
+            parts = open_parts(config, fs or default_file_system(), clock, signals, keys, read_only=read_only)
+        passing = parts.ladder.ledger.time if parts else StoreTime(clock)
+        return cls(config, ram, parts, signals, passing, read_only=read_only, background=background)
 
     def __init__(
-        self, config: Config, parts: Parts | None, signals: Signals, *, read_only: bool, background: bool
+        self,
+        config: Config,
+        ram: RamTier,
+        parts: Parts | None,
+        signals: Signals,
+        passing: StoreTime,
+        *,
+        read_only: bool,
+        background: bool,
     ) -> None:
         """Use :meth:`open`."""
+        identity = parts.identity if parts else Identity.new(ENGINE)
+        super().__init__(identity, parts.vault if parts else Vault(identity), read_only=read_only)
         self.config = config
-        self.read_only = read_only
         self._signals = signals
-        self._pid = os.getpid()
-        self._closed = False
         self._closing = threading.Lock()
-        self._identity = parts.identity if parts else Identity.new(ENGINE)
-        self._vault = parts.vault if parts else Vault(self._identity)
-        self._value_bytes_max = config.store.value_bytes_max
-        ram = RamTier(config.ram.bytes_max, registry.EVICTION[config.ram.eviction]())
         first_seq = parts.ladder.ledger.last_seq + 1 if parts else 1
-        self._front = Front(ram, config.write_behind.bytes_max, first_seq)
+        ask_again = parts.ladder.tiers[0].gate.used if parts and not read_only else lambda block_id: False
+        self._front = Front(ram, config.write_behind.bytes_max, first_seq, passing, ask_again)
         self._skip_when_full = config.write_behind.when_full == "skip"
-        self._is_skipping = False
+        self._skips = Skips(signals)
         self._back: Back | None = None
         if parts:
             self._back = Back(config, parts, self._front, signals, read_only=read_only, background=background)
         self._reads = Reads(self._front, self._back, signals)
+        self._headroom = Headroom(self._front, self._back, signals, background=background)
         atexit.register(self.close)
 
     def close(self) -> None:
@@ -130,6 +138,7 @@ class Store:
                 return
             self._closed = True
         atexit.unregister(self.close)
+        self._headroom.close()
         self._front.close()
         if self._back:
             self._back.close()
@@ -137,9 +146,7 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # -- writing ------------------------------------------------------------------------------------
@@ -153,6 +160,7 @@ class Store:
         parent: bytes | None = None,
         namespace: bytes = b"",
         give: bool = False,
+        ttl: float | None = None,
     ) -> PutOutcome:
         """Store one block: the last put of a key wins, and identical bytes cost no disk write.
 
@@ -160,6 +168,7 @@ class Store:
         ``bytes`` objects are kept as they are, uncopied. With ``give`` no buffer is copied: they are the store's
         from here on, nothing may change them any more, and the whole memory of each is kept as long as its
         block is. No disk I/O happens on this thread, but a full write queue makes it wait or skip, as configured.
+        After ``ttl`` seconds, or those of ``store.ttl_s`` if it is None, the block is a miss; 0 for never.
 
         Raises :class:`kvtier.LimitError`, :class:`kvtier.ReadOnlyStore`, and :class:`kvtier.WrongKeys` if the store
         is encrypted and there is no key for the namespace (any more).
@@ -171,9 +180,11 @@ class Store:
             self._vault.check_writable(namespace)
         except KeyMissing as e:
             raise WrongKeys(str(e)) from e
-        views = byte_views(buffers, self._value_bytes_max)
+        views = byte_views(buffers, self.config.store.value_bytes_max)
         parent_id = NO_PARENT if parent is None else self._wanted(parent, namespace).block_id
-        block = RamBlock(namespace, key, parent_id, meta, tuple(v.toreadonly() if give else owned(v) for v in views))
+        kept = tuple(v.toreadonly() if give else owned(v) for v in views)
+        expires_at = self._front.time.after(self.config.store.ttl_s if ttl is None else ttl)
+        block = RamBlock(namespace, key, parent_id, meta, kept, expires_at)
         self._signals.count("puts")
         back = self._back
         if back is None:
@@ -187,12 +198,12 @@ class Store:
             wait=back.wait,
         )
         back.poke()
-        self._note(outcome)
+        self._skips.note(outcome, self._front.queue.bytes_used)
         return outcome
 
     def put_many(self, items: Iterable[PutItem], *, namespace: bytes = b"") -> list[PutOutcome]:
         """``put`` for several blocks, in order (parents before children)."""
-        return [self.put(i.key, i.buffers, meta=i.meta, parent=i.parent, namespace=namespace) for i in items]
+        return [self.put(i.key, i.buffers, meta=i.meta, parent=i.parent, namespace=namespace, ttl=i.ttl) for i in items]
 
     def delete(self, key: bytes, *, namespace: bytes = b"") -> bool:
         """Forget a block, at once for readers and durably after ``flush()``; whether it was there."""
@@ -223,6 +234,22 @@ class Store:
         failed, error = self._front.drain(lambda changed: back.wait(changed, deadline))
         if failed:
             raise FlushError(f"{failed} blocks did not become durable: {error}", failed) from error
+
+    def pause_compaction(self) -> None:
+        """Copy nothing to compact a tier until :meth:`resume_compaction`, or until the store is opened again.
+
+        A step that is under way ends, which takes as long as copying 4 MiB, or one block. A tier at its cap evicts
+        meanwhile.
+        """
+        self._check_writable()
+        if self._back is not None:
+            self._back.pause_compaction(True)
+
+    def resume_compaction(self) -> None:
+        """Go on with compaction where it was paused."""
+        self._check_writable()
+        if self._back is not None:
+            self._back.pause_compaction(False)
 
     def rotate_keys(self) -> int:
         """Encrypt anew what is encrypted with older keys: the store's secret, and blocks; how many those were.
@@ -265,7 +292,7 @@ class Store:
         """
         self._check_open()
         wanted = self._wanted(key, namespace)
-        targets = byte_views(buffers, self._value_bytes_max)
+        targets = byte_views(buffers, self.config.store.value_bytes_max)
         if any(t.readonly for t in targets):
             raise LimitError("get_into needs writable buffers")
         return self._reads.get_into(wanted, targets)
@@ -314,41 +341,6 @@ class Store:
         self._check_open()
         return self._reads.explain(self._wanted(key, namespace))
 
-    # -- hints --------------------------------------------------------------------------------------
-
-    def prefetch(self, keys: Iterable[bytes], *, namespace: bytes = b"") -> int:
-        """Bring blocks into RAM in the background, in this order; returns how many are on their way.
-
-        Give it the chain of a request as soon as the request is queued. Bytes in flight are bounded by
-        ``prefetch.bytes_max``, and the RAM tier's cap bounds what stays.
-        """
-        self._check_open()
-        wanted = [self._wanted(k, namespace) for k in keys]
-        if self._back is None:
-            return 0
-        found = self._front.find_many(wanted, use=False)
-        missing = [w for w, f in zip(wanted, found, strict=True) if f is None]
-        count = self._back.prefetch([p for p in self._back.locate(missing) if isinstance(p, Located)])
-        self._signals.count("prefetch_requested", count)
-        return count
-
-    def pin(self, keys: Iterable[bytes], *, namespace: bytes = b"") -> None:
-        """Protect blocks, and with them their ancestors, from eviction on every tier, present yet or not.
-
-        Pins count, and end with ``unpin`` or with the process: one that crashes leaves none behind.
-        """
-        self._check_open()
-        ids = self._front.pin([self._wanted(k, namespace).block_id for k in keys])
-        if self._back:
-            self._back.hold(namespace, ids, 1)
-
-    def unpin(self, keys: Iterable[bytes], *, namespace: bytes = b"") -> None:
-        """Undo one ``pin`` of each key; keys that are not pinned are ignored."""
-        self._check_open()
-        ids = self._front.unpin([self._wanted(k, namespace).block_id for k in keys])
-        if self._back:
-            self._back.hold(namespace, ids, -1)
-
     # -- facts --------------------------------------------------------------------------------------
 
     def stats(self) -> StoreStats:
@@ -364,36 +356,3 @@ class Store:
         """
         self._check_open()
         return self._identity.derive_key(b"user:" + purpose)
-
-    # -- inside -------------------------------------------------------------------------------------
-
-    def _check_open(self) -> None:
-        if os.getpid() != self._pid:
-            raise ForkedStore("this store was opened before fork(); open it in a spawned process instead")
-        if self._closed:
-            raise StoreClosed("the store is closed")
-
-    def _check_writable(self) -> None:
-        self._check_open()
-        if self.read_only:
-            raise ReadOnlyStore("the store was opened with read_only=True")
-
-    def _wanted(self, key: bytes, namespace: bytes) -> Wanted:
-        check_key(key, namespace)
-        name = self._vault.name(namespace, key)
-        return Wanted(self._identity.block_id(namespace, name), namespace, key, name)
-
-    def _while_open(self, outcomes: Iterator[Hit | Miss]) -> Iterator[Hit | Miss]:
-        self._check_open()
-        for outcome in outcomes:
-            yield outcome
-            self._check_open()
-
-    def _note(self, outcome: PutOutcome) -> None:
-        """Count skips, and tell listeners once an episode."""
-        skipped = outcome is PutOutcome.SKIPPED
-        if skipped:
-            self._signals.count("skipped")
-            if not self._is_skipping:
-                self._signals.emit(WriteSkipped(self._front.queue.bytes_used))
-        self._is_skipping = skipped

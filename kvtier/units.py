@@ -30,23 +30,32 @@ class BadValue(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Percent:
-    """A share of a disk: more than 0, at most 100."""
+    """A share of a disk, or of memory: more than 0, at most 100."""
 
     value: float
 
     def __post_init__(self) -> None:
         if not 0 < self.value <= 100:
-            raise BadValue(f"{self} is not a share of a disk", "more than 0% and at most 100%")
+            raise BadValue(f"{self} is not a share", "more than 0% and at most 100%")
 
     def __str__(self) -> str:
         return f"{self.value:.9f}".rstrip("0").rstrip(".") + "%"  # as many digits as are read
 
-    def of_disk(self, path: str | os.PathLike[str]) -> int:
-        """This share, in bytes, of the file system that holds ``path`` (or will, once it is made).
+    def of(self, total: int) -> int:
+        """This share of ``total`` bytes."""
+        return int(total * self.value / 100)
 
-        Raises :class:`OSError` if the nearest existing parent cannot be asked.
-        """
-        return int(shutil.disk_usage(nearest_existing(Path(path))).total * self.value / 100)
+    def of_disk(self, path: str | os.PathLike[str]) -> int:
+        """This share, in bytes, of the disk of ``path``. Raises :class:`OSError` as :func:`disk_total` does."""
+        return self.of(disk_total(path))
+
+
+def disk_total(path: str | os.PathLike[str]) -> int:
+    """Size of the file system that holds ``path`` (or will, once it is made).
+
+    Raises :class:`OSError` if the nearest existing parent cannot be asked.
+    """
+    return shutil.disk_usage(nearest_existing(Path(path))).total
 
 
 def nearest_existing(path: Path) -> Path:
@@ -75,7 +84,7 @@ def parse_size(value: object) -> int:
 
 
 def parse_cap(value: object) -> int | Percent:
-    """A byte size, or a share of the disk such as ``"10%"``. Raises :class:`BadValue`."""
+    """A byte size, or a share of the disk or of memory such as ``"10%"``. Raises :class:`BadValue`."""
     if isinstance(value, Percent):
         return value
     if isinstance(value, str) and value.rstrip().endswith("%"):

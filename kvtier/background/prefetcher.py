@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import count
+from operator import eq
 
-from kvtier.background.read_ahead import Batch, Bounds, Outcome, ReadAhead, coalesce, size_of
+from kvtier.background.read_ahead import Bounds, Outcome, ReadAhead
+from kvtier.background.read_order import Batch, coalesce, reading_order, size_of
 from kvtier.background.slabs import Slabs
-from kvtier.tiers.ram import RamBlock
+from kvtier.tiers.ram import OVERHEAD_BYTES, RamBlock
 from kvtier.tiers.reading import DiskReader, Located, Raw
 
 _QUEUE_BLOCKS_MAX = 1 << 16
-_FIRST_BYTES_MAX = 1 << 20
+_FIRST_READS = 8  # of the first one's size: as far ahead as that before the consumer has taken anything
 
 
 class Prefetcher:
@@ -45,9 +48,10 @@ class Prefetcher:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kvtier-read")
         self._lock = threading.Lock()
         self._queue: deque[tuple[Batch, Future[None]]] = deque()
-        self._queued_blocks = 0
+        self._queued_blocks = self._queued_bytes = 0
         self._flying_bytes = 0
         self._flying: dict[int, Future[None]] = {}
+        self._wishes: dict[int, int] = {}  # by block that waits or is being read: requests that want it
         self._closed = False
 
     # -- ahead of one consumer ----------------------------------------------------------------------
@@ -61,17 +65,23 @@ class Prefetcher:
 
         ``keep``: they are delivered too; else they go through a few buffers that are used again.
         """
-        batches = coalesce(located, self._coalesce_bytes_max, _FIRST_BYTES_MAX)
-        held = len(batches) if keep else self._threads + 1
-        bounds = Bounds(held, self._bytes_max, self._coalesce_bytes_max)
+        if not located:
+            return iter(())
+        order = reading_order(located, self._bytes_max // 2)
+        habits = located[0].tier.habits
+        batches = coalesce([located[i] for i in order], self._coalesce_bytes_max, habits.first_bytes)
+        in_order = all(map(eq, order, count()))
+        held = self._threads + 1 if in_order and not keep else len(batches)
+        at_once = 1 if habits.one_at_a_time else self._coalesce_bytes_max
+        bounds = Bounds(held, self._bytes_max, at_once, _FIRST_READS * habits.first_bytes)
         fetch, check = partial(self._fetch, keep=keep), partial(self._check, keep=keep)
-        return ReadAhead(batches, fetch, check, self._pool.submit, bounds).outcomes()
+        return ReadAhead(batches, fetch, check, self._pool.submit, bounds, order).outcomes()
 
     def _fetch(self, batch: Batch, keep: bool) -> Raw:
         return self._reader.fetch(batch, None if keep else self._slabs.take)
 
-    def _check(self, raw: Raw, keep: bool, prefetched: bool = False) -> deque[Outcome]:
-        outcomes = deque(self._reader.blocks(raw))
+    def _check(self, raw: Raw, keep: bool, prefetched: bool = False) -> list[Outcome]:
+        outcomes = self._reader.blocks(raw)
         if keep:
             for located, outcome in zip(raw.batch, outcomes, strict=True):
                 if isinstance(outcome, RamBlock):
@@ -80,21 +90,66 @@ class Prefetcher:
 
     # -- ahead of everyone --------------------------------------------------------------------------
 
-    def request(self, located: Sequence[Located]) -> int:
-        """Bring blocks up in the background, in this order; returns how many were taken on.
+    def request(self, located: Sequence[Located], room_bytes: int) -> int:
+        """Bring blocks up in the background, about in this order; returns how many were taken on.
 
-        Blocks that are on their way already are not asked for twice; past 65,536 waiting, the rest is dropped.
+        Blocks that are on their way already are not asked for twice, but are wanted once more. Past ``room_bytes`` on
+        their way, or 65,536 blocks, the rest is not taken on.
         """
         with self._lock:
-            room = _QUEUE_BLOCKS_MAX - self._queued_blocks
-            fresh = [b for b in located if b.wanted.block_id not in self._flying][:room]
-            for batch in coalesce(fresh, self._coalesce_bytes_max):
+            fresh = self._that_fit([b for b in located if b.wanted.block_id not in self._flying], room_bytes)
+            order = reading_order(fresh, self._bytes_max)
+            for batch in coalesce([fresh[i] for i in order], self._coalesce_bytes_max):
                 future: Future[None] = Future()
                 self._queue.append((batch, future))
                 self._queued_blocks += len(batch)
+                self._queued_bytes += sum(b.entry.nbytes for b in batch)
                 self._flying.update((b.wanted.block_id, future) for b in batch)
+            for block in located:
+                if (block_id := block.wanted.block_id) in self._flying:
+                    self._wishes[block_id] = self._wishes.get(block_id, 0) + 1
             self._launch()
         return len(fresh)
+
+    def _that_fit(self, fresh: Sequence[Located], room_bytes: int) -> Sequence[Located]:
+        left = room_bytes - self._queued_bytes
+        for taken, block in enumerate(fresh[: _QUEUE_BLOCKS_MAX - self._queued_blocks]):
+            left -= block.entry.nbytes + OVERHEAD_BYTES
+            if left < 0:
+                return fresh[:taken]
+        return fresh[: _QUEUE_BLOCKS_MAX - self._queued_blocks]
+
+    def cancel(self, block_ids: Iterable[int]) -> int:
+        """Undo one request of each; returns how many blocks are dropped: those that nobody wants any more and that
+        are not being read yet."""
+        with self._lock:
+            unwanted = set()
+            for block_id in block_ids:
+                if (wishes := self._wishes.get(block_id, 0)) > 1:
+                    self._wishes[block_id] = wishes - 1
+                elif wishes:
+                    unwanted.add(block_id)
+            return self._drop(unwanted)
+
+    def take_over(self, block_ids: Iterable[int]) -> int:
+        """Drop what waits to be read: someone reads it now, whoever else wants it. Returns how many blocks."""
+        with self._lock:
+            return self._drop(set(block_ids) & self._wishes.keys()) if self._queue else 0
+
+    def _drop(self, block_ids: set[int]) -> int:
+        """Those of the blocks that wait to be read."""
+        queue: deque[tuple[Batch, Future[None]]] = deque()
+        dropped = 0
+        for batch, future in self._queue:
+            gone = [b for b in batch if b.wanted.block_id in block_ids]
+            self._forget(gone)
+            dropped += len(gone)
+            if left := [b for b in batch if b.wanted.block_id not in block_ids]:
+                queue.append((left, future))
+            else:
+                future.set_result(None)
+        self._queue = queue
+        return dropped
 
     def is_flying(self, block_id: int) -> bool:
         """Whether the block is being read, and not only waiting to be."""
@@ -135,10 +190,12 @@ class Prefetcher:
             with self._lock:
                 self._launch()
 
-    def _forget(self, batch: Batch) -> None:
+    def _forget(self, batch: Sequence[Located]) -> None:
         self._queued_blocks -= len(batch)
+        self._queued_bytes -= sum(b.entry.nbytes for b in batch)
         for block in batch:
             self._flying.pop(block.wanted.block_id, None)
+            self._wishes.pop(block.wanted.block_id, None)
 
     def close(self) -> None:
         """Give up what has not begun, wait for what has."""

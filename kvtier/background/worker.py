@@ -2,7 +2,8 @@
 
 One mutator means no lock ordering, group commits for free, and tests that run the very same steps by hand
 (``background=False``). Urgent jobs (quarantine, pins) run first, then groups of writes, then lazy ones
-(promotion, recency), of which the oldest are dropped when there are too many.
+(promotion, recency), of which the oldest are dropped when there are too many. Only when there is nothing else to do is
+``when_idle`` asked (compaction), for one bit of work at a time.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ _LAZY_MAX = 1024
 class Worker:
     """Runs jobs, and ``write_group`` whenever it says that there is something to write. Thread-safe."""
 
-    def __init__(self, write_group: Callable[[], bool]) -> None:
-        """``write_group`` writes one group, deals with its errors, and returns whether there was any."""
+    def __init__(self, write_group: Callable[[], bool], when_idle: Callable[[], float | None] = lambda: None) -> None:
+        """``write_group`` writes one group, deals with its errors, and returns whether there was any.
+
+        ``when_idle`` does a bit of work and returns 0.0; or in how many seconds there will be some, None: not before
+        something else."""
         self._write_group = write_group
+        self._when_idle = when_idle
+        self._idle_s: float | None = None
         self._wake = threading.Condition()
         self._stepping = threading.Lock()
         self._urgent: deque[Job] = deque()
@@ -65,13 +71,17 @@ class Worker:
                 return True
             with self._wake:
                 job = self._lazy.popleft() if self._lazy else None
-        if job is None:
+        if job is None and self._stopping:
             return False
         try:
+            if job is None:
+                self._idle_s = None  # also if it fails
+                self._idle_s = self._when_idle()
+                return self._idle_s == 0.0
             job()
         except Exception:
             log.exception("kvtier background job failed")
-        return True
+        return job is not None
 
     def stop(self) -> None:
         """Finish the work there is, then end."""
@@ -89,7 +99,7 @@ class Worker:
             if self.step():
                 continue
             with self._wake:
-                while not (self._urgent or self._lazy or self._work or self._stopping):
-                    self._wake.wait()
+                if not (self._urgent or self._lazy or self._work or self._stopping):
+                    self._wake.wait(self._idle_s)
                 if self._stopping and not (self._urgent or self._lazy or self._work):
                     return

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from kvtier import __version__
-from kvtier.cli import check, config, stat
+from kvtier.cli import check, compact, config, replay, stat
 from kvtier.cli.output import fail
 from kvtier.errors import ConfigError, KvtierError
 
 #: Other packages add commands here: an entry point is a function with typer's annotations.
 COMMANDS_GROUP = "kvtier.commands"
-_EXTRA_OF = {"llama_cpp": "llama-cpp", "numpy": "llama-cpp"}
+_EXTRA_OF = {"llama_cpp": "llama-cpp", "numpy": "llama-cpp", "matplotlib": "plots"}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -56,7 +56,9 @@ def _build(argv: Sequence[str]) -> typer.Typer:
     app.command("stat")(stat.stat)
     app.command("verify")(check.verify_command)
     app.command("repair")(check.repair_command)
+    app.command("compact")(compact.compact_command)
     app.command("rebuild-index")(check.rebuild_command)
+    app.command("replay")(replay.replay)
     app.add_typer(config.app, name="config")
     listing = not argv or argv[0].startswith("-")
     for entry in sorted(entry_points(group=COMMANDS_GROUP)):

@@ -37,7 +37,7 @@ def verify_command(source: Source, json: JsonFlag = False, no_payloads: NoPayloa
 
     Exit code 0 if it is sound, 1 if something is damaged, 2 if it cannot be looked at.
     """
-    with _or_unusable(), _progress("reading segments") as progress:
+    with or_unusable(), progress_bar("reading segments") as progress:
         report = verify(source, payloads=not no_payloads, progress=progress)
     if json:
         print_json(report.as_dict())
@@ -51,8 +51,8 @@ def repair_command(source: Source, json: JsonFlag = False, keys: KeysOption = No
 
     Exit code 0 if it is sound now, 1 if damage is left, 2 if it cannot be repaired.
     """
-    with _or_unusable(), _progress("reading segments") as progress, _rebuilding() as listener:
-        done = repair(source, keys=_provider(keys), progress=progress, listeners=[listener])
+    with or_unusable(), progress_bar("reading segments") as progress, _rebuilding() as listener:
+        done = repair(source, keys=provider(keys), progress=progress, listeners=[listener])
     if json:
         print_json(done.as_dict())
     else:
@@ -68,8 +68,8 @@ def rebuild_command(source: Source, json: JsonFlag = False, keys: KeysOption = N
 
     Exit code 0 if it was made, 1 if there were segments or records that could not be read, 2 if it was not made.
     """
-    with _or_unusable(), _rebuilding() as listener:
-        report = rebuild_index(source, keys=_provider(keys), listeners=[listener])
+    with or_unusable(), _rebuilding() as listener:
+        report = rebuild_index(source, keys=provider(keys), listeners=[listener])
     if json:
         print_json(asdict(report))
     else:
@@ -93,7 +93,7 @@ def _print_report(title: str, report: Report) -> None:
         sys.stdout.write(f"  and {more} more (--json shows up to 1000)\n")
 
 
-def _provider(name: str | None) -> KeyProvider | None:
+def provider(name: str | None) -> KeyProvider | None:
     if name is None:
         return None
     module, _, attribute = name.partition(":")
@@ -106,7 +106,7 @@ def _provider(name: str | None) -> KeyProvider | None:
 
 
 @contextmanager
-def _or_unusable() -> Iterator[None]:
+def or_unusable() -> Iterator[None]:
     """An error is one line on stderr and another exit code than damage has."""
     logging.getLogger("kvtier").addHandler(logging.NullHandler())  # events are in the result
     try:
@@ -118,7 +118,7 @@ def _or_unusable() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
     """A bar on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield None
@@ -131,7 +131,7 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
 @contextmanager
 def _rebuilding() -> Iterator[Callable[[Event], None]]:
     """Shows on the terminal how far a new index is."""
-    with _progress("making the index anew") as progress:
+    with progress_bar("making the index anew") as progress:
 
         def listener(event: Event) -> None:
             if progress and isinstance(event, RebuildProgress):

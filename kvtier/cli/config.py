@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from kvtier.cli.output import JsonFlag, fail, print_facts, print_json
-from kvtier.config import Config, TierConfig, json_schema
+from kvtier.config import Config, RamConfig, TierConfig, json_schema
 from kvtier.errors import ConfigError
+from kvtier.memory import memory
 from kvtier.units import Percent
 
 app = typer.Typer(help="Check a configuration file, or print its JSON schema.", no_args_is_help=True)
@@ -52,6 +53,7 @@ def _resolved(config: Config) -> dict[str, Any]:
     result: dict[str, Any] = {
         name: {key: _plain(value) for key, value in section} for name, section in sections.items()
     }
+    result["ram"] |= _resolved_ram(config.ram)
     result["tier"] = [_resolved_tier(tier) for tier in config.tier]
     return result
 
@@ -59,8 +61,17 @@ def _resolved(config: Config) -> dict[str, Any]:
 def _resolved_tier(tier: TierConfig) -> dict[str, Any]:
     share = str(tier.bytes_max) if isinstance(tier.bytes_max, Percent) else None
     facts = {key: _plain(value) for key, value in tier}
-    return {**facts, "bytes_max": tier.bytes_max_resolved(), "share_of_disk": share}
+    resolved = {"bytes_max": tier.bytes_max_resolved(), "free_bytes_min": tier.free_bytes_min_resolved()}
+    return {**facts, **resolved, "share_of_disk": share}
+
+
+def _resolved_ram(ram: RamConfig) -> dict[str, Any]:
+    try:
+        floor = ram.available_bytes_min_resolved(memory().total)
+        return {"bytes_max": ram.bytes_max_resolved(), "available_bytes_min": floor}
+    except OSError:  # a share of a memory that is not known would be a problem of the file
+        return {}
 
 
 def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | Percent) else value

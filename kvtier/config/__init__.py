@@ -8,26 +8,26 @@ which stays symbolic until :meth:`TierConfig.bytes_max_resolved`.
 
 from kvtier.config.sections import (
     CodecName,
-    CompactionName,
-    EvictionName,
     PrefetchConfig,
-    PromotionName,
     QuotaConfig,
     RamConfig,
     StoreConfig,
     TierConfig,
     WriteBehindConfig,
 )
+from kvtier.config.values import AdmissionName, CompactionName, EvictionName, PrefetchName, PromotionName
 from kvtier.config.whole import SAVED_BYTES_MAX, SAVED_FILE, Config, json_schema
 
 __all__ = [
     "SAVED_BYTES_MAX",
     "SAVED_FILE",
+    "AdmissionName",
     "CodecName",
     "CompactionName",
     "Config",
     "EvictionName",
     "PrefetchConfig",
+    "PrefetchName",
     "PromotionName",
     "QuotaConfig",
     "RamConfig",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvtier.config.floors import disk_floor_problem, memory_problems
 from kvtier.config.problems import path_of
 from kvtier.config.sections import RECORD_OVERHEAD_BYTES_MAX, QuotaConfig, TierConfig
 from kvtier.errors import ConfigProblem
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 def problems_between(config: Config) -> Iterator[ConfigProblem]:
     """Every problem that shows only when sections are looked at together."""
     yield from _size_problems(config)
+    yield from memory_problems(config.ram)
     yield from _tier_problems(config)
     yield from _quota_problems(config)
 
@@ -39,6 +41,9 @@ def _size_problems(config: Config) -> Iterator[ConfigProblem]:
         message = "must be more than 0 and at most prefetch.bytes_max"
         hint = f"at most {format_size(config.prefetch.bytes_max)}"
         yield ConfigProblem("prefetch.coalesce_bytes_max", message, hint)
+    if config.prefetch.policy != "chain" and config.ram.bytes_max == 0:
+        message = f"{config.prefetch.policy!r} brings blocks into RAM, and ram.bytes_max is 0"
+        yield ConfigProblem("prefetch.policy", message, 'give RAM a size, or set policy = "chain"')
 
 
 def _tier_problems(config: Config) -> Iterator[ConfigProblem]:
@@ -54,9 +59,27 @@ def _tier_problems(config: Config) -> Iterator[ConfigProblem]:
             message = f"{format_size(tier.segment_bytes)} cannot hold a value of store.value_bytes_max"
             hint = f"at least {value + RECORD_OVERHEAD_BYTES_MAX} bytes, or lower that limit"
             yield ConfigProblem(path_of(("tier", i, "segment_bytes")), message, hint)
+        yield from _admission_problems(i, tier, value)
         if problem := _cap_problem(tier):
             yield ConfigProblem(path_of(("tier", i, "bytes_max")), *problem)
+        if problem := disk_floor_problem(tier):
+            yield ConfigProblem(path_of(("tier", i, "free_bytes_min")), *problem)
         seen.append(tier)
+
+
+def _admission_problems(i: int, tier: TierConfig, value_bytes_max: int) -> Iterator[ConfigProblem]:
+    if "admission_blocks_min" in tier.model_fields_set and tier.admission != "min-chain":
+        message = f"means nothing with admission {tier.admission!r}"
+        hint = 'leave it out, or set admission = "min-chain"'
+        yield ConfigProblem(path_of(("tier", i, "admission_blocks_min")), message, hint)
+    if tier.write_bytes_per_day is None:
+        if tier.admission == "write-budget":
+            path = path_of(("tier", i, "write_bytes_per_day"))
+            yield ConfigProblem(path, "required key is missing", 'for example "200GiB"')
+    elif tier.write_bytes_per_day < value_bytes_max + RECORD_OVERHEAD_BYTES_MAX:
+        message = f"{format_size(tier.write_bytes_per_day)} a day cannot hold a value of store.value_bytes_max"
+        hint = f"at least {value_bytes_max + RECORD_OVERHEAD_BYTES_MAX} bytes, or lower that limit"
+        yield ConfigProblem(path_of(("tier", i, "write_bytes_per_day")), message, hint)
 
 
 def _quota_problems(config: Config) -> Iterator[ConfigProblem]:

@@ -88,22 +88,24 @@ def _translate(model: type[BaseModel], e: ErrorDetails) -> Iterator[ConfigProble
         yield ConfigProblem(path, str(cause), getattr(cause, "hint", ""))
     elif kind == "extra_forbidden":
         owner = _model_at(model, loc[:-1])
-        yield ConfigProblem(path, "unknown key", _one_of(str(loc[-1]), owner.model_fields if owner else ()))
+        yield ConfigProblem(path, "unknown key", one_of(str(loc[-1]), owner.model_fields if owner else ()))
     elif kind == "missing":
         yield ConfigProblem(path, "required key is missing", _example(model, loc))
     elif kind == "literal_error":
         names = [str(name) for name in get_args(_annotation(model, loc))]
         shown = json.dumps(e["input"], default=str)
-        yield ConfigProblem(path, f"unknown {loc[-1]} {shown}", _one_of(str(e["input"]), names))
+        yield ConfigProblem(path, f"unknown {loc[-1]} {shown}", one_of(str(e["input"]), names))
     elif kind in ("model_type", "model_attributes_type"):
         yield ConfigProblem(path, "must be a table", f"write it as {_header(loc)}")
     elif kind in ("tuple_type", "list_type"):
         yield ConfigProblem(path, "must be a list of tables", f"head each with [[{loc[0]}]]")
     else:
-        yield ConfigProblem(path, e["msg"][:1].lower() + e["msg"][1:], _example(model, loc))
+        hint = _example(model, loc) if loc else ""  # a key that is no text is nowhere
+        yield ConfigProblem(path or "configuration", e["msg"][:1].lower() + e["msg"][1:], hint)
 
 
-def _one_of(given: str, names: Iterable[str]) -> str:
+def one_of(given: str, names: Iterable[str]) -> str:
+    """A hint: the name that is meant, if one is like ``given``, and all there are."""
     names = list(names)
     close = get_close_matches(given.lower(), names, n=1)
     return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(names)

@@ -7,17 +7,32 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from kvtier.config.floors import AVAILABLE_BYTES_MIN, FREE_BYTES_MIN, floor_bytes
 from kvtier.config.problems import problems_of
-from kvtier.config.values import Cap, Folder, NamespaceName, Size, StoreFolder, TierName, without_default
+from kvtier.config.values import (
+    Admission,
+    BytesPerDay,
+    Cap,
+    Compaction,
+    Eviction,
+    Floor,
+    Folder,
+    NamespaceName,
+    Prefetch,
+    Promotion,
+    Rate,
+    Size,
+    StoreFolder,
+    TierName,
+    without_default,
+)
 from kvtier.errors import ConfigError
-from kvtier.units import GIB, KIB, MIB, TIB, BadValue, Percent, format_size, parse_size
+from kvtier.memory import memory
+from kvtier.units import GIB, KIB, MIB, TIB, BadValue, Percent, disk_total, format_size, parse_size
 
 #: The names that a configuration may use; a test holds them to the registries of policies and codecs.
 TierKind = Literal["ssd", "hdd"]
 CodecName = Literal["none", "zstd", "zstd-planes"]
-EvictionName = Literal["leaf-lru"]
-PromotionName = Literal["always", "never"]
-CompactionName = Literal["reclaim"]
 WhenFull = Literal["wait", "skip"]
 
 SEGMENT_BYTES_MIN = 64 * KIB
@@ -57,13 +72,33 @@ class StoreConfig(Section):
         examples=["/var/lib/kvtier"],
     )
     value_bytes_max: Size = _size("64MiB", "The largest value that can be put, all its buffers together.")
+    ttl_s: Annotated[int, Field(strict=True, ge=0, le=10 * 366 * 86_400)] = Field(
+        0,
+        description="How many seconds a block lives that is put without a ttl of its own; 0: no limit.",
+        examples=[86400],
+    )
 
 
 class RamConfig(Section):
     """``[ram]``: the tier in memory."""
 
-    bytes_max: Size = _size("1GiB", "Cap of the RAM tier; 0 for none.")
-    eviction: EvictionName = Field("leaf-lru", description="What leaves first at the cap.")
+    bytes_max: Cap = _size("1GiB", "Cap of the RAM tier: a size, or a share of memory; 0 for none.")
+    eviction: Eviction = Field("leaf-lru", description="What leaves first at the cap.")
+    available_bytes_min: Floor = Field(
+        None,
+        json_schema_extra=without_default,
+        description="The RAM tier shrinks while less memory than this is available: a size, or a share. "
+        "Default: 512MiB, or 5% of a memory that is smaller than 10GiB.",
+        examples=["2GiB", "10%"],
+    )
+
+    def bytes_max_resolved(self) -> int:
+        """The cap in bytes, a share taken of the memory there is. :class:`OSError` if that is not known."""
+        return self.bytes_max.of(memory().total) if isinstance(self.bytes_max, Percent) else self.bytes_max
+
+    def available_bytes_min_resolved(self, total: int) -> int:
+        """The floor in bytes, of ``total`` bytes of memory."""
+        return floor_bytes(self.available_bytes_min, total, AVAILABLE_BYTES_MIN)
 
 
 class WriteBehindConfig(Section):
@@ -81,6 +116,7 @@ class PrefetchConfig(Section):
     threads: Annotated[int, Field(strict=True, ge=1, le=64)] = Field(
         2, description="Threads that read ahead.", examples=[2]
     )
+    policy: Prefetch = Field("chain", description="What comes up before it is asked for.")
 
 
 class TierConfig(Section):
@@ -102,10 +138,31 @@ class TierConfig(Section):
         description="Cap of all that the tier has on disk: a size, or a share of the disk that holds it.",
         examples=["50GiB", "10%"],
     )
+    free_bytes_min: Floor = Field(
+        None,
+        json_schema_extra=without_default,
+        description="So much of its disk stays free, whoever fills it: a size, or a share. "
+        "Default: 1GiB, or 1% of a disk that is smaller than 100GiB.",
+        examples=["10GiB", "5%"],
+    )
     codec: CodecName = Field("none", description="How payloads are encoded on disk.")
-    eviction: EvictionName = Field("leaf-lru", description="What leaves first at the cap.")
-    promotion: PromotionName = Field("always", description="Whether a hit here moves the block one disk tier up.")
-    compaction: CompactionName = Field("reclaim", description="How dead space is given back.")
+    eviction: Eviction = Field("leaf-lru", description="What leaves first at the cap.")
+    admission: Admission = Field("always", description="Which blocks are written here.")
+    admission_blocks_min: Annotated[int, Field(strict=True, ge=2, le=256)] = Field(
+        2, description="For admission min-chain: how long a chain has to be.", examples=[4]
+    )
+    write_bytes_per_day: BytesPerDay = Field(
+        None,
+        json_schema_extra=without_default,
+        description="Most bytes written here in a day. Without it: no limit.",
+        examples=["200GiB"],
+    )
+    promotion: Promotion = Field("always", description="Whether a hit here moves the block one disk tier up.")
+    compaction: Compaction = Field("reclaim", description="How dead space is given back.")
+    compaction_dead_ratio: Annotated[float, Field(ge=0.1, le=0.95)] = Field(
+        0.65, description="From which dead share on a segment is emptied.", examples=[0.65]
+    )
+    compaction_bytes_per_s: Rate = _size("32MiB", "Most bytes a second that compaction copies while nothing waits.")
 
     @field_validator("segment_bytes")
     @classmethod
@@ -122,6 +179,10 @@ class TierConfig(Section):
         Raises :class:`OSError` if that disk cannot be asked.
         """
         return self.bytes_max.of_disk(self.path) if isinstance(self.bytes_max, Percent) else self.bytes_max
+
+    def free_bytes_min_resolved(self) -> int:
+        """The floor in bytes. Raises :class:`OSError` if the disk that holds ``path`` cannot be asked."""
+        return floor_bytes(self.free_bytes_min, disk_total(self.path), FREE_BYTES_MIN)
 
 
 class QuotaConfig(Section):

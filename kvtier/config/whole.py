@@ -141,13 +141,12 @@ class Config(Section):
 
     def to_json(self) -> str:
         """Everything that was set, as JSON that :meth:`from_dict` takes; folders inside the store's are relative."""
-        raw = self.model_dump(exclude_unset=True, exclude={"tier": {"__all__": {"path", "bytes_max"}}})
+        raw = self.model_dump(exclude_unset=True, exclude={"tier": {"__all__": {"path"}}})
         root = self.store.path
         for saved, tier in zip(raw.get("tier", ()), self.tier, strict=True):
             inside = root is not None and tier.path.is_relative_to(root)
             within = tier.path.relative_to(root) if root is not None and inside else tier.path
             saved["path"] = tier.path if str(within).startswith("~") else within  # "~x" alone would be a home folder
-            saved["bytes_max"] = tier.bytes_max
         return json.dumps(raw, default=str, indent=1)
 
 

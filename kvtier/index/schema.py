@@ -17,6 +17,7 @@ _CONTENT = struct.Struct("<QQHQQB16sI")
 _SEGMENT = struct.Struct("<QQB")
 _NAMESPACE = struct.Struct("<QQ")
 _DEPARTURE = struct.Struct("<QIBB")
+_EXPIRY = struct.Struct("<QQ")
 _SUM = struct.Struct("<I")
 
 DEPARTURES_MAX = 1 << 16
@@ -50,10 +51,18 @@ class BlockEntry(NamedTuple):
     key: bytes
     meta: bytes
     lengths: tuple[int, ...]
+    expires_at: int = 0  # from ``expiries``; 0: never
 
     @property
     def nbytes(self) -> int:
         return sum(self.lengths)
+
+
+class ExpiryEntry(NamedTuple):
+    """``expiries``: until when, in seconds since 1970 by the store's time, the put of this number counts."""
+
+    when: int
+    seq: int
 
 
 class ContentEntry(NamedTuple):
@@ -94,6 +103,7 @@ class Reason(IntEnum):
     NOT_ADMITTED = 5
     WRITE_FAILED = 6
     OVER_QUOTA = 7
+    EXPIRED = 8
 
 
 class Departure(NamedTuple):
@@ -156,6 +166,26 @@ def decode_block(key: bytes, value: bytes) -> BlockEntry:
     names = body[ns_at:key_at], body[key_at:meta_at], body[meta_at:lengths_at]
     place = segment_no, offset, record_len, tier_no
     return BlockEntry(clock, seq, parent_id, *place, kind, content_id, *names, lengths)
+
+
+def encode_expiry(key: bytes, e: ExpiryEntry) -> bytes:
+    return _sealed(key, _EXPIRY.pack(*e))
+
+
+def decode_expiry(key: bytes, value: bytes) -> ExpiryEntry:
+    return ExpiryEntry(*_EXPIRY.unpack(checked_body(key, value, _EXPIRY.size)))
+
+
+def expiry_order_key(when: int, block_id: int) -> bytes:
+    return when.to_bytes(8, "big") + block_id.to_bytes(8, "big")
+
+
+def split_expiry_order_key(key: bytes) -> tuple[int, int]:
+    return int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")
+
+
+def encode_expiry_order(key: bytes) -> bytes:
+    return _sealed(key, b"")
 
 
 def encode_content(key: bytes, e: ContentEntry) -> bytes:

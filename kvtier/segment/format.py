@@ -31,6 +31,8 @@ META_STORED_BYTES_MAX = 1024 + 56  # as it was put, or encrypted
 HEAD_BYTES_MAX = RECORD_HEADER_BYTES + 64 + 255 + META_STORED_BYTES_MAX + 64 * 8
 RECORD_BYTES_MAX = 1 << 40
 NO_SUM = bytes(16)
+DAY_S = 86_400
+_DAY_MAX = (1 << 16) - 1
 
 
 class RecordState(IntEnum):
@@ -81,6 +83,7 @@ class RecordHead:
     stored_len: int
     payload_sum: bytes
     state: RecordState = RecordState.LIVE
+    expires_at: int = 0  # in seconds since 1970; read from a record, the end of that day; 0: never
 
     @property
     def raw_len(self) -> int:
@@ -97,6 +100,11 @@ class RecordHead:
     @property
     def record_len(self) -> int:
         return align_up(self.head_len + self.stored_len)
+
+
+def expiry_day(expires_at: int) -> int:
+    """Days since 1970 after which a block has expired, which does so at ``expires_at``; 0: never."""
+    return min(-(-expires_at // DAY_S), _DAY_MAX)
 
 
 def align_up(n: int, align: int = RECORD_ALIGN) -> int:
@@ -123,9 +131,9 @@ def check_segment_header(raw: bytes | bytearray, store_id: bytes, tier_no: int, 
 
 
 def identity_of(head: RecordHead, place: Place) -> bytes:
-    """All that a record says of itself but its state and its checksums, and where it stands: what encryption binds a
-    payload to."""
-    fixed, variable = _parts(replace(head, payload_sum=NO_SUM))
+    """All that a record says of itself but its state, its checksums and when it expires, and where it stands: what
+    encryption binds a payload to."""
+    fixed, variable = _parts(replace(head, payload_sum=NO_SUM, expires_at=0))
     return place.seed() + fixed + variable
 
 
@@ -146,12 +154,13 @@ def pack_head(head: RecordHead, place: Place) -> bytes:
 
 def _parts(head: RecordHead) -> tuple[bytes, bytes]:
     """The fixed header, with 0 for state and checksum, and the variable part."""
+    day = expiry_day(head.expires_at)
     fixed = RECORD_HEADER.pack(
         RECORD_MAGIC,
         0,
         head.kind,
         head.codec,
-        0,
+        day & 255,
         head.seq,
         head.record_len,
         head.stored_len,
@@ -162,7 +171,7 @@ def _parts(head: RecordHead) -> tuple[bytes, bytes]:
         len(head.key),
         len(head.meta),
         len(head.lengths),
-        0,
+        day >> 8,
         head.content_id,
         head.payload_sum,
         0,
@@ -176,7 +185,7 @@ class _Fixed(NamedTuple):
     state: int
     kind: int
     codec: int
-    reserved0: int
+    day_low: int
     seq: int
     record_len: int
     stored_len: int
@@ -187,7 +196,7 @@ class _Fixed(NamedTuple):
     key_len: int
     meta_len: int
     buffers: int
-    reserved1: int
+    day_high: int
     content_id: bytes
     payload_sum: bytes
     head_sum: int
@@ -232,6 +241,7 @@ def _head_of(f: _Fixed, variable: bytes) -> RecordHead:
             stored_len=f.stored_len,
             payload_sum=f.payload_sum,
             state=RecordState(f.state),
+            expires_at=(f.day_high << 8 | f.day_low) * DAY_S,
         )
     except ValueError as e:
         raise FormatError(str(e)) from e

@@ -45,8 +45,10 @@ class Fetched(NamedTuple):
 class SegmentFiles:
     """Descriptors of a tier's segments for reading: at most 128 kept open, never closed while in use."""
 
-    def __init__(self, fs: FileSystem, path_of: Callable[[int], str]) -> None:
+    def __init__(self, fs: FileSystem, path_of: Callable[[int], str], *, has_jumps: bool = False) -> None:
+        """``has_jumps``: what the system reads ahead of its own accord is in the way."""
         self._fs = fs
+        self._has_jumps = has_jumps
         self._path_of = path_of
         self._lock = threading.Lock()
         self._open: OrderedDict[int, int] = OrderedDict()
@@ -61,6 +63,8 @@ class SegmentFiles:
             fd = self._open.pop(segment_no, None)
             if fd is None:
                 fd = self._fs.open(self._path_of(segment_no))
+                if self._has_jumps:
+                    self._fs.expect_jumps(fd)
             self._open[segment_no] = fd
             self._users[segment_no] = self._users.get(segment_no, 0) + 1
             self._trim()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from kvtier.index.lmdb_index import WriteTxn
 from kvtier.index.schema import NO_TIER, BlockEntry, ContentEntry, Departure, IndexDamaged, Reason, SegmentEntry
-from kvtier.segment.format import RECORD_HEADER_BYTES, RecordKind, RecordState
+from kvtier.segment.format import RECORD_HEADER_BYTES, RecordHead, RecordKind, RecordState
 from kvtier.segment.writer import Written
 from kvtier.tiers.census import Census
 from kvtier.tiers.disk import Freed
@@ -37,7 +37,8 @@ class Change:
 
     def link(self, block_id: int, tier_no: int, clock: int, written: Written) -> BlockEntry | None:
         """Let ``block_id`` mean the record that was appended, which is returned as its entry; whatever it meant before
-        is unlinked.
+        is unlinked; but if the record is a copy of the block's in this tier, the content is now there, for all who
+        share it.
 
         A reference needs its content in the same tier: None, and nothing is linked, if it is not there.
         """
@@ -50,6 +51,9 @@ class Change:
             self.unlink(block_id)  # first: if it counted on an entry that was damaged, it must not count on this one
             content = self.add_content(tier_no, written)
         owns = _is_at(content, written)
+        was = self.txn.block(block_id)
+        if was is not None and not owns and _is_copy(tier_no, was, head):
+            return self._relocate(block_id, was._replace(clock=clock), content, written)
         self.hold(tier_no, head.content_id)
         self.unlink(block_id)
         entry = _block_of(tier_no, clock, written, owns)
@@ -57,6 +61,17 @@ class Change:
         self.census.add(head.namespace, 1, head.raw_len)
         if not owns:
             self.live[tier_no, written.segment_no] += head.record_len
+        return entry
+
+    def _relocate(self, block_id: int, was: BlockEntry, content: ContentEntry, written: Written) -> BlockEntry:
+        self.live[was.tier_no, content.segment_no] -= content.record_len
+        self.live[was.tier_no, written.segment_no] += written.head.record_len
+        self.txn.put_content(was.tier_no, was.content_id, _content_of(written)._replace(refs=content.refs))
+        self._free(was.tier_no, content)
+        if was.kind != RecordKind.BLOCK:
+            self._free_own(was, RecordState.DEAD)
+        entry = _block_of(was.tier_no, was.clock, written, True)
+        self.txn.put_block(block_id, entry)
         return entry
 
     def add_content(self, tier_no: int, written: Written) -> ContentEntry:
@@ -172,16 +187,10 @@ class Change:
     def _free_content(self, tier_no: int, content_id: bytes, content: ContentEntry) -> None:
         self.txn.del_content(tier_no, content_id)
         self.live[tier_no, content.segment_no] -= content.record_len
-        self.freed.append(
-            Freed(
-                tier_no,
-                content.segment_no,
-                content.offset,
-                content.head_len,
-                content.record_len,
-                RecordState.DEAD,
-            )
-        )
+        self._free(tier_no, content)
+
+    def _free(self, tier_no: int, c: ContentEntry) -> None:
+        self.freed.append(Freed(tier_no, c.segment_no, c.offset, c.head_len, c.record_len, RecordState.DEAD))
 
     def _free_own(self, entry: BlockEntry, state: RecordState) -> None:
         if state is RecordState.DEAD:
@@ -207,7 +216,14 @@ def _block_of(tier_no: int, clock: int, written: Written, owns: bool) -> BlockEn
         key=h.key,
         meta=h.meta,
         lengths=h.lengths,
+        expires_at=h.expires_at,
     )
+
+
+def _is_copy(tier_no: int, was: BlockEntry, head: RecordHead) -> bool:
+    """Whether a record with a payload, of a block that is in the tier already, is the same put over again."""
+    same = (was.tier_no, was.seq, was.content_id) == (tier_no, head.seq, head.content_id)
+    return same and head.kind is RecordKind.BLOCK
 
 
 def _content_of(written: Written) -> ContentEntry:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 from kvtier.clock import Clock
 from kvtier.events import Signals, TierResumed, TierSuspended
 from kvtier.fs import FileSystem
 from kvtier.identity import TIER_FILE
-from kvtier.policy.base import CompactionPolicy, EvictionPolicy, PromotionPolicy, SegmentFacts
+from kvtier.policy.base import SegmentFacts
 from kvtier.segment.format import (
     SEGMENT_HEADER_BYTES,
     STATE_OFFSET,
@@ -25,8 +29,16 @@ from kvtier.segment.format import (
 )
 from kvtier.segment.names import segment_name, segment_numbers
 from kvtier.segment.reader import Extent, Fetched, SegmentFiles, check_records, fetch_records
+from kvtier.segment.scanner import Found, scan
 from kvtier.segment.writer import Draft, SegmentWriter, Written
-from kvtier.tiers.order import TierOrder
+from kvtier.tiers.admission import Gate
+from kvtier.tiers.budget import Budget
+from kvtier.tiers.habits import HABITS
+from kvtier.tiers.order import TierOrder, policy_disabled
+from kvtier.tiers.promotion import Lift
+from kvtier.tiers.room import Room
+from kvtier.tiers.setup import TierSetup
+from kvtier.tiers.throttle import Throttle
 from kvtier.vault import Vault
 
 PAGE = 4096
@@ -56,22 +68,6 @@ class Segment:
     committed_len: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TierSetup:
-    """What a tier is made of; sizes in bytes."""
-
-    name: str
-    kind: str
-    folder: str
-    tier_no: int
-    bytes_max: int
-    segment_bytes: int
-    codec: str
-    eviction: Callable[[], EvictionPolicy]
-    promotion: PromotionPolicy
-    compaction: CompactionPolicy
-
-
 @dataclass(slots=True)
 class _Health:
     since: float = 0.0
@@ -94,8 +90,15 @@ class DiskTier:
         self._clock = clock
         self.setup = setup
         self.name = setup.name
+        self.habits = HABITS[setup.kind]
+        self._turn = threading.Lock() if self.habits.one_at_a_time else nullcontext()
         self.tier_no = setup.tier_no
-        self.order = TierOrder(setup.tier_no, setup.eviction)
+        self.order = TierOrder(setup.tier_no, setup.eviction, partial(policy_disabled, signals, setup.name))
+        self.room = Room(setup.name, setup.bytes_max, signals)
+        self.lift = Lift(setup.name, setup.promotion, signals)
+        limit = setup.write_bytes_per_day
+        self.gate = Gate(setup.name, setup.admission, None if limit is None else Budget(limit, clock), signals)
+        self.copying = Throttle(setup.compaction_bytes_per_s, clock)
         self.can_punch = True
         self.segments: dict[int, Segment] = {}
         self.next_segment_no = 1
@@ -103,7 +106,7 @@ class DiskTier:
         self.doubted: set[tuple[int, int]] = set()  # (segment, offset) of records that could not be read
         self.condemned: set[tuple[int, int]] = set()  # of those that failed a check: not to be read again
         self.health = _Health()
-        self._files = SegmentFiles(fs, self.path_of)
+        self._files = SegmentFiles(fs, self.path_of, has_jumps=self.habits.one_at_a_time)
         self._writer: SegmentWriter | None = None
         self.uncommitted: set[int] = set()  # segments appended to since the last index commit
         self._dirty: list[SegmentWriter] = []
@@ -203,6 +206,8 @@ class DiskTier:
         segment.length = writer.length
         segment.disk_bytes += align_up(writer.length, PAGE) - align_up(before, PAGE)
         self.bytes_written += writer.length - before
+        if self.gate.budget is not None:
+            self.gate.budget.spend(writer.length - before)
         return written
 
     def _roll(self) -> None:
@@ -336,8 +341,15 @@ class DiskTier:
 
     def fetch(self, wanted: Sequence[tuple[Extent, Sequence[memoryview]]]) -> Fetched:
         """Read records that stand in one segment, in offset order, unchecked; see :func:`fetch_records`."""
-        with self._files.lease(wanted[0][0].segment_no) as fd:
+        with self._files.lease(wanted[0][0].segment_no) as fd, self._turn:
             return fetch_records(self._fs, fd, wanted)
+
+    def records(self, segment_no: int, start: int, count_max: int) -> list[Found]:
+        """The next records of a segment from an offset on, their heads checked. :class:`FormatError` if it is not this
+        segment, :class:`OSError` if it cannot be read."""
+        with self._files.lease(segment_no) as fd:
+            items = scan(self._fs, fd, self._store_id, self.tier_no, segment_no, start=start)
+            return list(islice((i for i in items if isinstance(i, Found)), count_max))
 
     def check_lengths(self, extent: Extent, nbytes: int) -> None:
         """Whether its segment can hold what the index says of a record, and that can be ``nbytes`` once decoded: asked

@@ -26,6 +26,7 @@ class NewBlock:
     meta: bytes
     buffers: tuple[memoryview, ...]
     content_id: bytes
+    expires_at: int = 0
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -44,6 +45,8 @@ class Group:
     puts: Sequence[NewBlock]
     deletes: Sequence[int]
     refused: dict[int, Reason] = field(default_factory=dict)
+    put_off: Collection[int] = ()  # of these, what the policy refused, and may take in another time
+    pulled: Collection[int] = ()  # what was refused before, and is taken in with these
 
     def refuse(self, block_ids: Collection[int], stored: Collection[int], reason: Reason) -> None:
         """Not to write these blocks; older values of them, which are ``stored``, are as good as evicted."""
@@ -69,6 +72,7 @@ def new_block(vault: Vault, block_id: int, seq: int, block: RamBlock, name: byte
         b"",
         block.buffers,
         hasher.digest(length=CONTENT_ID_BYTES),
+        block.expires_at,
     )
     return replace(new, meta=vault.encrypt_meta(new, block.meta))
 
@@ -87,6 +91,7 @@ def head_of(block: NewBlock | BlockEntry, kind: RecordKind, codec_id: int, store
         content_id=block.content_id,
         stored_len=stored_len,
         payload_sum=NO_SUM,
+        expires_at=block.expires_at,
     )
 
 

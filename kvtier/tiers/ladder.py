@@ -9,32 +9,35 @@ Threads: the store's background worker only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 
-from kvtier import codec
-from kvtier.blocks import Buffer
 from kvtier.events import BlockQuarantined, Signals
-from kvtier.index.lmdb_index import IndexFull, LmdbIndex, View
-from kvtier.index.schema import BlockEntry, NamespaceEntry, Reason
+from kvtier.index.lmdb_index import IndexFull, LmdbIndex
+from kvtier.index.schema import Reason
 from kvtier.segment.format import RecordKind
 from kvtier.segment.writer import Draft, Written
-from kvtier.tiers.census import read_census
-from kvtier.tiers.chains import known, orphans
+from kvtier.tiers.admission import Admission, InRam
+from kvtier.tiers.chains import by_chain, orphans
+from kvtier.tiers.compactor import Compactor
 from kvtier.tiers.copier import Copier
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.drafts import Group, NewBlock, head_of, payload_draft
+from kvtier.tiers.drafts import Group, NewBlock
+from kvtier.tiers.giving_way import over_cap
+from kvtier.tiers.holdings import Holdings
 from kvtier.tiers.ledger import Ledger
-from kvtier.tiers.order import holding
-from kvtier.tiers.quotas import Quotas
+from kvtier.tiers.planner import Encoded, Planner
+from kvtier.tiers.quotas import BLOCK_OVERHEAD_BYTES, Quotas
+from kvtier.tiers.room import NoRoom
+from kvtier.tiers.sparse import BlockNamer
 from kvtier.vault import KeyMissing
 
-Encoded = dict[bytes, tuple[int, list[Buffer]]]  # content id: codec and stored payload
 Place = tuple[int, int]  # segment number, offset
 
-_VICTIMS_MAX = 64
+_VICTIMS_MAX = 256
+_DEMOTED_BYTES = 64 << 20
 _INDEX_SLACK_BYTES = 256 << 10
 _INDEX_SLACK_BYTES_A_BLOCK = 512
 
@@ -43,60 +46,34 @@ class Suspended(OSError):
     """A tier refuses writes for a while, after an error that was reported when it happened."""
 
 
-class NoRoom(Exception):
-    """A tier cannot make room: everything in it is held, or the write is larger than its cap."""
-
-
-class Ladder:
+class Ladder(Holdings):
     """The disk tiers in the order of the configuration, over one index."""
 
     def __init__(
-        self, index: LmdbIndex, tiers: Sequence[DiskTier], ledger: Ledger, quotas: Quotas, signals: Signals
+        self,
+        index: LmdbIndex,
+        tiers: Sequence[DiskTier],
+        ledger: Ledger,
+        quotas: Quotas,
+        signals: Signals,
+        block_id: BlockNamer,
     ) -> None:
-        self._index = index
-        self.tiers = list(tiers)
+        super().__init__(index, tiers)
         self._by_no = {t.tier_no: t for t in tiers}
         self._signals = signals
         self._copier = Copier(index, signals)
+        self._planner = Planner(index, self._by_no, signals)
+        self._admission = Admission(index)
         self.ledger = ledger
         self.quotas = quotas
-
-    # -- facts --------------------------------------------------------------------------------------
-
-    def used_bytes(self, tier: DiskTier) -> int:
-        """What counts against the tier's cap: its segments, and for the first tier the index too."""
-        return tier.disk_bytes + (self.index_bytes if tier is self.tiers[0] else 0)
-
-    @property
-    def index_bytes(self) -> int:
-        """What the index occupies on disk; 0 while it cannot be read."""
-        with suppress(OSError):
-            return self._index.disk_bytes()
-        return 0
-
-    def known(self, block_ids: Collection[int]) -> list[int]:
-        """Those of the blocks that are on some tier."""
-        self._index.ensure_alive()
-        return known(self._index, block_ids)
-
-    def count_blocks(self) -> int:
-        """Blocks on all disk tiers; 0 while the index cannot be read."""
-        with suppress(OSError), self._index.read() as view:
-            return view.count_blocks()
-        return 0
-
-    def namespaces(self, count_max: int) -> dict[bytes, NamespaceEntry] | None:
-        """What the first namespaces have on all disk tiers; None if it is not known."""
-        try:
-            return read_census(self._index, count_max)
-        except OSError:
-            return None
+        self.compactor = Compactor(index, ledger, self._copier, self, block_id, signals)
 
     # -- writing ------------------------------------------------------------------------------------
 
-    def write(self, puts: Sequence[NewBlock], deletes: Sequence[int]) -> None:
-        """Make blocks durable in the first tier, and deletions durable, in one index commit.
+    def write(self, puts: Sequence[NewBlock], deletes: Sequence[int], in_ram: InRam = lambda block_id: None) -> Group:
+        """Make blocks durable in the first tier, and deletions durable, in one index commit; what became of them.
 
+        ``in_ram`` gives blocks that were refused before, if they can still be had: what a block needs that is taken in.
         :class:`OSError` or :class:`NoRoom`: none of it happened.
         """
         self._index.ensure_alive()
@@ -104,24 +81,34 @@ class Ladder:
         self._renounce_doubted(puts)
         encoded: Encoded = {}
         group = Group(puts, deletes)
-        self._refuse(group, self.quotas.admit(puts, deletes, partial(self._check_health, top)), Reason.OVER_QUOTA)
-        drafts, unchanged = self._plan(top, group.puts, encoded)
+        self._admit(top, group, in_ram)
+        over = self.quotas.admit(group.puts, group.deletes, partial(self._check_health, top))
+        self._refuse(group, over, Reason.OVER_QUOTA)
+        drafts, unchanged = self._planner.plan(top, group.puts, encoded)
         while drafts and not self._fits(top, drafts):
             self._check_health(top)
             if idle := orphans(self._index, {b: d.head.parent_id for b, d in drafts}):  # they displace nothing
                 self._refuse(group, idle, Reason.NOT_ADMITTED)
             else:
                 self._make_room(top, drafts)
-            drafts, unchanged = self._plan(top, group.puts, encoded)
+            drafts, unchanged = self._planner.plan(top, group.puts, encoded)
         for block_id, reason in group.refused.items():  # only now: making room commits
             self._signals.count(reason.name.lower())
             self.ledger.note([block_id], reason, top)
         self.ledger.touch(unchanged)
         written = self._append(top, [d for _, d in drafts])
-        if not (written or group.deletes):
-            return
-        self._commit(top, drafts, written, group.deletes)
-        self._signals.count("blocks_written", sum(w.head.kind is RecordKind.BLOCK for w in written))
+        renewed = self._planner.renewed(group.puts, unchanged)
+        self.ledger.renew(renewed)
+        if written or group.deletes or renewed:
+            self._commit(top, drafts, written, group.deletes)
+            self._signals.count("blocks_written", sum(w.head.kind is RecordKind.BLOCK for w in written))
+        return group
+
+    def _admit(self, top: DiskTier, group: Group, in_ram: InRam) -> None:
+        """Leave out what the tier's policy refuses, and add what the others need."""
+        puts, refused, group.pulled = self._admission.at_put(top.gate, group.puts, in_ram, BLOCK_OVERHEAD_BYTES)
+        self._refuse(group, refused, Reason.NOT_ADMITTED)
+        group.puts, group.put_off = puts, refused
 
     def _refuse(self, group: Group, block_ids: set[int], reason: Reason) -> None:
         group.refuse(block_ids, self.known(block_ids), reason)
@@ -136,33 +123,6 @@ class Ladder:
                     content = view.content(tier.tier_no, put.content_id)
                 if content is not None and (place := (content.segment_no, content.offset)) in tier.doubted:
                     self.quarantine(put.block_id, tier, put.content_id, place, "it could not be read")
-
-    def _plan(
-        self, tier: DiskTier, puts: Sequence[NewBlock], encoded: Encoded
-    ) -> tuple[list[tuple[int, Draft]], list[int]]:
-        """What has to be appended for ``puts``: payloads, references to contents that are there, or nothing."""
-        drafts: list[tuple[int, Draft]] = []
-        unchanged: list[int] = []
-        new: set[bytes] = set()
-        with self._index.read() as view:
-            for put in puts:
-                entry = view.block(put.block_id)
-                if entry is not None and (entry.namespace, entry.key) != (put.namespace, put.key):
-                    self._signals.count("id_collisions")
-                elif entry is not None and put.is_at(entry) and self._is_readable(view, entry):
-                    unchanged.append(put.block_id)
-                elif put.content_id in new or view.content(tier.tier_no, put.content_id):
-                    drafts.append((put.block_id, Draft(head_of(put, RecordKind.REFERENCE, 0, 0), ())))
-                else:
-                    new.add(put.content_id)
-                    if put.content_id not in encoded:
-                        encoded[put.content_id] = codec.encode(tier.setup.codec, put.buffers)
-                    codec_id, stored = encoded[put.content_id]
-                    drafts.append((put.block_id, payload_draft(put, codec_id, stored, tier.vault)))
-        return drafts, unchanged
-
-    def _is_readable(self, view: View, entry: BlockEntry) -> bool:
-        return entry.tier_no in self._by_no and view.content(entry.tier_no, entry.content_id) is not None
 
     def _append(self, tier: DiskTier, drafts: Sequence[Draft]) -> list[Written]:
         if not drafts:
@@ -194,13 +154,17 @@ class Ladder:
         drafts: Sequence[tuple[int, Draft]],
         written: Sequence[Written],
         deletes: Sequence[int] = (),
+        keep: Iterable[tuple[int, int]] = (),
     ) -> set[int]:
         """Let the index name what was appended, and no longer what is deleted; returns the blocks that arrived.
+
+        Of the segments (tier, number) to ``keep`` none is removed.
 
         If it fails, none of it happened: a later recovery finds no trace of what was appended.
         """
         shared = {r.head.content_id for r in written if r.head.kind is RecordKind.REFERENCE}
         with self._writing(tier), self.ledger.change() as change, change.holding(tier.tier_no, shared):
+            change.keep.update(keep)
             for block_id in deletes:
                 self.ledger.unlink(change, block_id, Reason.DELETED)
             pairs = zip(drafts, written, strict=True)
@@ -221,12 +185,20 @@ class Ladder:
     # -- room ---------------------------------------------------------------------------------------
 
     def _fits(self, tier: DiskTier, drafts: Sequence[tuple[int, Draft]]) -> bool:
-        return self.used_bytes(tier) + self._need(tier, drafts) <= tier.setup.bytes_max
+        used, need = self.used_bytes(tier), self._need(tier, drafts) + self.compactor.reserve_bytes(tier)
+        return used + need <= tier.room.look(used, need)
 
     def _need(self, tier: DiskTier, drafts: Sequence[tuple[int, Draft]]) -> int:
         """What appending and committing ``drafts`` may add to what the tier uses."""
-        index = _INDEX_SLACK_BYTES + _INDEX_SLACK_BYTES_A_BLOCK * len(drafts) if tier is self.tiers[0] else 0
-        return tier.space_for([d for _, d in drafts]) + index
+        return tier.space_for([d for _, d in drafts]) + self._index_slack(tier, len(drafts))
+
+    def _index_slack(self, tier: DiskTier, blocks: int) -> int:
+        return _INDEX_SLACK_BYTES + _INDEX_SLACK_BYTES_A_BLOCK * blocks if tier is self.tiers[0] else 0
+
+    def spare_bytes(self, tier: DiskTier, blocks: int) -> int:
+        """How much may be appended to a tier below its cap, as records of so many blocks."""
+        used, slack = self.used_bytes(tier), self._index_slack(tier, blocks)
+        return tier.room.look(used, slack) - used - slack
 
     def _make_room(self, tier: DiskTier, drafts: Sequence[tuple[int, Draft]]) -> None:
         """Evict until ``drafts`` fit under the cap. :class:`NoRoom` if they cannot.
@@ -234,13 +206,13 @@ class Ladder:
         The last tier, where to evict is to lose, keeps what they extend.
         """
         parents = {d.head.parent_id for _, d in drafts} if tier is self.tiers[-1] else set()
-        with holding(tier.order.policy, parents):
-            self._evict_for(tier, self._need(tier, drafts))
+        with tier.order.holding(parents):
+            self.evict_for(tier, self._need(tier, drafts) + self.compactor.reserve_bytes(tier))
 
     def keep_caps(self) -> None:
         """Evict where a namespace is above its quota or a tier above its cap, as far as can be; nothing is lost because
         the tier below fails now."""
-        caps = [partial(self._evict_for, tier, 0, may_lose=False) for tier in self.tiers]
+        caps = [partial(self.evict_for, tier, 0, may_lose=False) for tier in self.tiers]
         keepers: list[Callable[[], None]] = [self.quotas.keep, *caps]
         for keep in keepers:
             try:
@@ -249,24 +221,31 @@ class Ladder:
             except (OSError, NoRoom, IndexFull):
                 self._signals.count("caps_not_kept")
 
-    def _evict_for(self, tier: DiskTier, need: int, *, may_lose: bool = True) -> None:
+    def evict_for(self, tier: DiskTier, need: int, *, may_lose: bool = True) -> None:
         """Evict until ``need`` bytes fit. :class:`NoRoom` if they cannot; nothing is, if they never could."""
         evict = self._evict if may_lose else partial(self._evict, may_lose=False)
-        index = self.used_bytes(tier) - tier.disk_bytes  # its file never shrinks
-        if index + need > tier.setup.bytes_max:
-            raise NoRoom(f"tier {tier.name}: {need} bytes do not fit even when it is empty")
-        while (over := self.used_bytes(tier) + need - tier.setup.bytes_max) > 0:
+        if over_cap(self, tier, need, may_lose=may_lose) > tier.disk_bytes:  # the index never shrinks
+            raise tier.room.refusal(f"tier {tier.name}: {need} bytes do not fit even when it is empty")
+        while (over := over_cap(self, tier, need, may_lose=may_lose)) > 0:
+            if self.compactor.make_room(tier):
+                continue
             self.ledger.load([t.order for t in self.tiers])  # anew, if a commit has failed meanwhile
             before = tier.disk_bytes
             try:
-                victims = self._victims(tier, over)
+                victims = self._victims(tier, max(over, self._demoted_at_once(tier)))
                 evict(tier, victims)
-                freed = tier.disk_bytes < before or self._empty_a_segment(tier, evict)
+                freed = tier.disk_bytes < before or self.compactor.make_room(tier)
+                freed = freed or self._empty_a_segment(tier, evict)
             except BaseException:
                 tier.order.reset()  # it has given away what stays
                 raise
-            if not (freed or victims or self._drop_dead_tail(tier)):
-                raise NoRoom(f"tier {tier.name}: {over} bytes over its cap and nothing to evict")
+            if tier.order.is_loaded and not (freed or victims or self._drop_dead_tail(tier) or self.ledger.let_go()):
+                raise tier.room.refusal(f"tier {tier.name}: {over} bytes over its cap and nothing to evict")
+
+    def _demoted_at_once(self, tier: DiskTier) -> int:
+        """At least so many bytes go down to a hard disk together, so that most chains arrive there in one piece."""
+        below = self.tiers[self.tiers.index(tier) + 1 :]
+        return min(_DEMOTED_BYTES, tier.setup.bytes_max // 8) if below and below[0].habits.one_at_a_time else 0
 
     def _victims(self, tier: DiskTier, size: int) -> list[int]:
         victims: list[int] = []
@@ -276,7 +255,9 @@ class Ladder:
                 if block_id is None:
                     break
                 entry = view.block(block_id)
-                if entry is not None and entry.tier_no == tier.tier_no:
+                if entry is None or entry.tier_no != tier.tier_no or block_id in victims:
+                    tier.order.fail(f"it gave block {block_id:#x}, which is not in the tier")
+                else:
                     victims.append(block_id)
                     size -= entry.record_len
         return victims
@@ -287,7 +268,11 @@ class Ladder:
         below = self.tiers.index(tier) + 1
         left = list(reversed(victims))  # ancestors first: a chain stands in reading order below
         if below < len(self.tiers):
-            moved = self._move(left, tier, self.tiers[below])
+            left = by_chain(self._index, left) if self.tiers[below].setup.kind == "hdd" else left
+            wanted = self._admission.at_move(self.tiers[below].gate, left, is_hit=False)
+            if len(wanted) < len(left):
+                self._signals.count("not_admitted", len(left) - len(wanted))
+            moved = self._move(wanted, tier, self.tiers[below])
             self._signals.count("demotions", len(moved))
             left = [b for b in left if b not in moved]
             if left and not may_lose:
@@ -300,17 +285,11 @@ class Ladder:
 
     def _empty_a_segment(self, tier: DiskTier, evict: Callable[[DiskTier, Sequence[int]], None]) -> bool:
         """Where holes cannot be punched: evict all that is left in the segment that the policy picks."""
-        if tier.can_punch:
-            return False
-        with self._index.read() as view:
-            pinned = self.ledger.pinned_segments(view, tier.tier_no)
-            picked = tier.setup.compaction.pick([f for f in tier.sealed_facts() if f.segment_no not in pinned])
-            if picked is None:
-                return False
-            residents = [b for b, e in view.blocks() if self._stands_in(view, e, tier.tier_no, picked)]
+        residents = [] if tier.can_punch else self.compactor.residents(tier)
         for block_id in residents:
             tier.order.policy.remove(block_id)
-        evict(tier, residents)
+        if residents:
+            evict(tier, residents)
         return bool(residents)
 
     def _drop_dead_tail(self, tier: DiskTier) -> bool:
@@ -323,12 +302,6 @@ class Ladder:
             change.live[tier.tier_no, number] += 0
         return True
 
-    def _stands_in(self, view: View, entry: BlockEntry, tier_no: int, segment_no: int) -> bool:
-        if entry.tier_no != tier_no:
-            return False
-        content = view.content(tier_no, entry.content_id)
-        return entry.segment_no == segment_no or (content is not None and content.segment_no == segment_no)
-
     # -- moving -------------------------------------------------------------------------------------
 
     def promote(self, block_ids: Sequence[int]) -> None:
@@ -340,7 +313,8 @@ class Ladder:
                 if (entry := view.block(block_id)) is not None:
                     by_tier.setdefault(entry.tier_no, []).append(block_id)
         for source, target in pairwise(reversed(self.tiers)):
-            moved = self._move(by_tier.get(source.tier_no, []), source, target)
+            wanted = self._admission.at_move(target.gate, by_tier.get(source.tier_no, []), is_hit=True)
+            moved = self._move(wanted, source, target)
             self._signals.count("promotions", len(moved))
 
     def _move(self, block_ids: Sequence[int], source: DiskTier, target: DiskTier) -> set[int]:
@@ -364,18 +338,19 @@ class Ladder:
             self._signals.count("key_missing")
         return moved
 
+    def write_copies(self, tier: DiskTier, drafts: Sequence[tuple[int, Draft]], keep: Sequence[int]) -> None:
+        """Append copies of blocks of the tier, and let the index name them; of the segments ``keep`` none is removed.
+        Raises as any write does."""
+        written = self._append(tier, [d for _, d in drafts])
+        self._commit(tier, drafts, written, keep=[(tier.tier_no, n) for n in keep])
+
     def rewrite(self, blocks: Sequence[NewBlock], tier: DiskTier) -> None:
         """Write blocks of a tier anew, in that tier. :class:`OSError` or :class:`NoRoom`: none was."""
-        drafts = self._plan_known(tier, blocks)
+        drafts = self._planner.plan_known(tier, blocks)
         if drafts and not self._fits(tier, drafts):
             self._make_room(tier, drafts)
-            drafts = self._plan_known(tier, blocks)
+            drafts = self._planner.plan_known(tier, blocks)
         self._commit(tier, drafts, self._append(tier, [d for _, d in drafts]))
-
-    def _plan_known(self, tier: DiskTier, blocks: Sequence[NewBlock]) -> list[tuple[int, Draft]]:
-        """What has to be appended for those that are still there: what was evicted must not come back."""
-        known = set(self.known([b.block_id for b in blocks]))
-        return self._plan(tier, [b for b in blocks if b.block_id in known], {})[0]
 
     # -- forgetting ---------------------------------------------------------------------------------
 

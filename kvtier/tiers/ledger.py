@@ -6,15 +6,17 @@ Threads: the store's background worker only, except :meth:`Ledger.touch` and :me
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from kvtier.clock import Clock
+from kvtier.clock import Clock, StoreTime
 from kvtier.events import Signals
 from kvtier.index.lmdb_index import LmdbIndex, View
 from kvtier.index.schema import DEPARTURES_MAX, BlockEntry, Departure, Reason, departure_rows
+from kvtier.policy.base import Hint
 from kvtier.segment.format import RecordKind
 from kvtier.segment.writer import Written
+from kvtier.tiers.advice import Advice
 from kvtier.tiers.catalog import Change
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.order import NamespaceOrders, Order
@@ -22,6 +24,7 @@ from kvtier.tiers.order import NamespaceOrders, Order
 _TOUCHES_MAX = 1 << 16
 _TOUCHES_A_COMMIT_MAX = 1 << 12  # each rewrites a page of the index
 _DEPARTURES_SHARE = 64  # of the first tier's cap, against which the index counts
+_GUARDED_MAX = 1 << 12
 _SECONDS_MAX = (1 << 32) - 1
 
 
@@ -35,12 +38,18 @@ class Ledger:
         self._wall = clock
         self._tiers = {t.tier_no: t for t in tiers}
         self._orders: list[Order] = [*(t.order for t in tiers), namespaces]
+        self._lower_gates = [(t.tier_no, t.gate) for t in tiers[1:] if not t.gate.is_open]
         self._signals = signals
         self._touched: deque[int] = deque(maxlen=_TOUCHES_MAX)
         self._held: Counter[tuple[bytes, int]] = Counter()
+        self.guarded: Counter[tuple[bytes, int]] = Counter()
+        self.advice = Advice()
         self._noted: dict[int, Departure] = {}
         self._departure_rows = departure_rows(tiers[0].setup.bytes_max // _DEPARTURES_SHARE if tiers else 0)
-        self._clock, self._seq = _counters(index)
+        self._clock, self._seq, last = _counters(index)
+        self.time = StoreTime(clock, last)
+        self._renewed: dict[int, int] = {}
+        _resume_budgets(index, tiers)
 
     @property
     def last_seq(self) -> int:
@@ -66,6 +75,32 @@ class Ledger:
             for order in self._loaded():
                 (order.hold if by > 0 else order.release)(namespace, block_id)
 
+    def guard(self, namespace: bytes, block_ids: Sequence[int], by: int) -> None:
+        """As :meth:`hold`, for blocks that are being read, until :meth:`let_go`; some thousands, no more."""
+        for block_id in block_ids:
+            key = namespace, block_id
+            if self.guarded[key] if by < 0 else len(self.guarded) < _GUARDED_MAX:
+                self.guarded[key] += by
+                if not self.guarded[key]:
+                    del self.guarded[key]
+                self.hold(namespace, [block_id], by)
+
+    def let_go(self) -> int:
+        """Protect what is being read no longer; how many blocks that were."""
+        count = len(self.guarded)
+        self._signals.count("restores_cut", count)
+        for namespace, block_id in self.guarded.elements():
+            self.hold(namespace, [block_id], -1)
+        self.guarded.clear()
+        return count
+
+    def hint(self, namespace: bytes, block_ids: Sequence[int], hint: Hint) -> None:
+        """Advise the policies of all tiers on blocks, on whichever they are."""
+        self.advice.take(namespace, block_ids, hint)
+        for order in self._loaded():
+            for block_id in block_ids:
+                order.hint(namespace, block_id, hint)
+
     def _loaded(self) -> list[Order]:
         return [order for order in self._orders if order.is_loaded]
 
@@ -84,17 +119,28 @@ class Ledger:
 
     def load(self, orders: Iterable[Order]) -> None:
         """Tell those that are not loaded what the index holds; put off until it is needed, so that opening is quick."""
-        fresh = [order for order in orders if not order.is_loaded]
-        if not fresh:
-            return
+        while fresh := [order for order in orders if not order.is_loaded]:
+            for order in fresh:
+                order.reset()
+                order.is_loaded = True  # until its policy fails
+            try:
+                self._tell(fresh)
+            except BaseException:
+                for order in fresh:
+                    order.reset()
+                raise
+
+    def _tell(self, orders: Iterable[Order]) -> None:
         with self._index.read() as view:
             for block_id, entry in view.blocks():
-                for order in fresh:
+                for order in orders:
                     order.arrive(block_id, entry)
-        for order in fresh:
-            order.is_loaded = True
+        for order in orders:
             for held in self._held.elements():
-                order.hold(*held)
+                if order.is_loaded:
+                    order.hold(*held)
+            for advised in self.advice:
+                order.hint(*advised)
 
     # -- what became of blocks ----------------------------------------------------------------------
 
@@ -131,6 +177,7 @@ class Ledger:
                 change = Change(txn, self._now())
                 yield change
                 self._apply_touches(change)
+                self._renew(change)
                 change.finish(committed, active)
                 # What was noted of a block says more than that its older value had to go.
                 txn.add_departures({**change.departures, **self._noted}.values(), self._departure_rows)
@@ -144,6 +191,7 @@ class Ledger:
         for (tier_no, segment_no), length in committed.items():
             self._tiers[tier_no].segments[segment_no].committed_len = length
         self._noted.clear()
+        self._renewed.clear()
         self._follow(change)
 
     def link(self, change: Change, tier: DiskTier, block_id: int, record: Written) -> bool:
@@ -157,8 +205,12 @@ class Ledger:
         if entry is None:
             return False
         self._seq = max(self._seq, record.head.seq)
-        for order in self._loaded():
-            order.arrive(block_id, entry)
+        if was is None or (was.seq, was.tier_no) != (entry.seq, entry.tier_no):  # else it is only elsewhere in its tier
+            hint = self.advice.of(entry.namespace, block_id)
+            for order in self._loaded():
+                order.arrive(block_id, entry)
+                if hint is not None:
+                    order.hint(entry.namespace, block_id, hint)
         if record.head.kind is RecordKind.REFERENCE:
             self._signals.count("dedup_blocks")
             self._signals.count("dedup_bytes", record.head.raw_len)
@@ -170,6 +222,8 @@ class Ledger:
 
     def forget(self, block_id: int, entry: BlockEntry | None) -> None:
         """A block left: tell the policies what it was, if that is known."""
+        if entry is not None:
+            self.advice.forget(entry.namespace, [block_id])
         for order in self._loaded():
             order.leave(block_id, entry)
 
@@ -187,8 +241,12 @@ class Ledger:
     def _save_counters(self, change: Change) -> None:
         change.txn.set_counter("clock", self._clock)
         change.txn.set_counter("seq", self._seq)
+        change.txn.set_counter("time", int(self.time.now()))
         for tier_no, tier in self._tiers.items():
             change.txn.set_counter(f"next_segment:{tier_no}", tier.next_segment_no)
+            if (budget := tier.gate.budget) is not None:
+                change.txn.set_counter(f"write_budget:{tier_no}", max(budget.left, 0))
+                change.txn.set_counter(f"write_budget_at:{tier_no}", self._now())
 
     def _apply_touches(self, change: Change) -> None:
         for _ in range(min(len(self._touched), _TOUCHES_A_COMMIT_MAX)):
@@ -196,16 +254,36 @@ class Ledger:
             entry = change.txn.block(block_id)
             if entry is None:
                 continue
+            for tier_no, gate in self._lower_gates:
+                if tier_no != entry.tier_no:
+                    gate.used(block_id)
             used = entry._replace(clock=self._tick())
             change.txn.put_block(block_id, used)
             for order in self._loaded():
                 order.touch(block_id, used)
+
+    def renew(self, expiries: Mapping[int, int]) -> None:
+        """From the next commit on, these blocks expire then; 0 for never."""
+        self._renewed |= expiries
+
+    def _renew(self, change: Change) -> None:
+        for block_id, expires_at in self._renewed.items():
+            if (entry := change.txn.block(block_id)) is not None:
+                change.txn.put_block(block_id, entry._replace(expires_at=expires_at))
 
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
 
 
-def _counters(index: LmdbIndex) -> tuple[int, int]:
+def _counters(index: LmdbIndex) -> tuple[int, int, int]:
     with index.read() as view:
-        return view.counter("clock"), view.counter("seq")
+        return view.counter("clock"), view.counter("seq"), view.counter("time")
+
+
+def _resume_budgets(index: LmdbIndex, tiers: Sequence[DiskTier]) -> None:
+    with index.read() as view:
+        for tier in tiers:
+            when = view.counter(f"write_budget_at:{tier.tier_no}")
+            if tier.gate.budget is not None and when:
+                tier.gate.budget.resume(view.counter(f"write_budget:{tier.tier_no}"), when)

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from kvtier.events import PolicyDisabled, Signals
 from kvtier.index.schema import BlockEntry
-from kvtier.policy.base import NO_PARENT, EvictionPolicy
+from kvtier.policy.base import NO_PARENT, EvictionPolicy, Hint
+from kvtier.policy.eviction.leaf_lru import LeafLru
+from kvtier.policy.guarded import Guarded
 
 
 class Order(Protocol):
@@ -34,25 +37,48 @@ class Order(Protocol):
     def release(self, namespace: bytes, block_id: int) -> None:
         """Undo one ``hold``."""
 
+    def hint(self, namespace: bytes, block_id: int, hint: Hint) -> None:
+        """Take advice on a block."""
+
     def reset(self) -> None:
         """Forget everything; ``is_loaded`` no more."""
 
 
 class TierOrder:
-    """The blocks of one tier."""
+    """The blocks of one tier. A policy that fails is given up for good: the default is loaded in its place, and
+    ``on_failure`` is told the policy and the reason."""
 
-    def __init__(self, tier_no: int, make: Callable[[], EvictionPolicy]) -> None:
+    def __init__(
+        self, tier_no: int, make: Callable[[], EvictionPolicy], on_failure: Callable[[str, str], None]
+    ) -> None:
         self._tier_no = tier_no
         self._make = make
+        self._on_failure = on_failure
+        self._has_failed = False
+        self._kept: list[int] = []
         self.reset()
 
     def reset(self) -> None:
-        self.policy = self._make()
         self.is_loaded = False
+        self.policy: EvictionPolicy = LeafLru()
+        if not self._has_failed:
+            try:
+                self.policy = Guarded(self._make(), self.fail)
+            except Exception as e:
+                self.fail(f"{type(e).__name__}: {e}")
+        for block_id in self._kept:
+            self.policy.hold(block_id)
+
+    def fail(self, reason: str) -> None:
+        """The policy cannot be trusted."""
+        if not self._has_failed:
+            self._has_failed = True
+            self.reset()
+            self._on_failure(getattr(self._make, "__name__", str(self._make)), reason)
 
     def arrive(self, block_id: int, entry: BlockEntry) -> None:
         if entry.tier_no == self._tier_no:
-            self.policy.add(block_id, entry.parent_id, entry.clock)
+            self.policy.add(block_id, entry.parent_id, entry.clock, entry.record_len)
         else:
             self.policy.remove(block_id)
 
@@ -68,6 +94,23 @@ class TierOrder:
 
     def release(self, namespace: bytes, block_id: int) -> None:
         self.policy.release(block_id)
+
+    def hint(self, namespace: bytes, block_id: int, hint: Hint) -> None:
+        self.policy.hint(block_id, hint)
+
+    @contextmanager
+    def holding(self, block_ids: Iterable[int]) -> Iterator[None]:
+        """Inside, these blocks are not evicted, whatever becomes of the policy."""
+        held = [b for b in block_ids if b != NO_PARENT]
+        for block_id in held:
+            self._kept.append(block_id)
+            self.policy.hold(block_id)
+        try:
+            yield
+        finally:
+            for block_id in held:
+                self._kept.remove(block_id)
+                self.policy.release(block_id)
 
 
 class NamespaceOrders:
@@ -90,7 +133,7 @@ class NamespaceOrders:
 
     def arrive(self, block_id: int, entry: BlockEntry) -> None:
         if self._has_quota(entry.namespace):
-            self.of(entry.namespace).add(block_id, entry.parent_id, entry.clock)
+            self.of(entry.namespace).add(block_id, entry.parent_id, entry.clock, entry.record_len)
 
     def leave(self, block_id: int, entry: BlockEntry | None) -> None:
         if entry is not None and entry.namespace not in self._policies:
@@ -109,6 +152,16 @@ class NamespaceOrders:
     def release(self, namespace: bytes, block_id: int) -> None:
         if self._has_quota(namespace):
             self.of(namespace).release(block_id)
+
+    def hint(self, namespace: bytes, block_id: int, hint: Hint) -> None:
+        if namespace in self._policies:
+            self._policies[namespace].hint(block_id, hint)
+
+
+def policy_disabled(signals: Signals, tier: str, policy: str, reason: str) -> None:
+    """Count and tell that the policy of a tier failed."""
+    signals.count("policies_disabled")
+    signals.emit(PolicyDisabled(tier, policy, reason))
 
 
 @contextmanager

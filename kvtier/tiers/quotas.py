@@ -146,6 +146,8 @@ class Quotas:
                 self._orders.reset()  # it has given away what stays
                 raise
             if not victims:
+                if self._ledger.let_go():
+                    continue
                 break
             with self._ledger.change() as change:
                 for block_id in victims:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from kvtier import codec
 from kvtier.blocks import MissReason
 from kvtier.buffers import split
+from kvtier.clock import StoreTime
 from kvtier.events import Signals
 from kvtier.index.lmdb_index import LmdbIndex, View
 from kvtier.index.schema import BlockEntry, ContentEntry
@@ -75,8 +76,15 @@ class DiskReader:
     """Reads blocks from the disk tiers."""
 
     def __init__(
-        self, index: LmdbIndex, tiers: Sequence[DiskTier], signals: Signals, on_damage: DamageListener
+        self,
+        index: LmdbIndex,
+        tiers: Sequence[DiskTier],
+        signals: Signals,
+        on_damage: DamageListener,
+        passing: StoreTime,
     ) -> None:
+        """``passing``: the time by which blocks expire."""
+        self._time = passing
         self._index = index
         self._tiers = {t.tier_no: t for t in tiers}
         self._signals = signals
@@ -100,6 +108,8 @@ class DiskReader:
             return MissReason.CORRUPT if view.is_damaged(wanted.block_id) else MissReason.ABSENT
         if entry.key != wanted.name or entry.namespace != wanted.namespace:
             return MissReason.ABSENT
+        if entry.expires_at and self._time.now() >= entry.expires_at:
+            return MissReason.ABSENT
         tier = self._tiers.get(entry.tier_no)
         if tier is None or wanted.block_id in self._stale:
             return MissReason.UNAVAILABLE
@@ -109,6 +119,13 @@ class DiskReader:
         if (content.segment_no, content.offset) in tier.condemned:
             return MissReason.CORRUPT
         return Located(wanted, entry, content, tier)
+
+    def has_expired(self, wanted: Wanted) -> bool:
+        """Whether a block that is absent is there, but its time is up. :class:`OSError` as reading the index does."""
+        with self._index.read() as view:
+            entry = view.block(wanted.block_id)
+        is_it = entry is not None and (entry.key, entry.namespace) == (wanted.name, wanted.namespace)
+        return entry is not None and is_it and 0 < entry.expires_at <= self._time.now()
 
     # -- doubts -------------------------------------------------------------------------------------
 
@@ -267,4 +284,5 @@ def _decoded(located: Located, head: RecordHead, stored: memoryview) -> RamBlock
         located.entry.parent_id,
         meta,
         split(value.toreadonly(), located.entry.lengths),
+        located.entry.expires_at,
     )

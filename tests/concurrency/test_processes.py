@@ -62,7 +62,7 @@ def test_a_copy_of_a_store_in_use_can_be_opened_beside_it(tmp_path: Path) -> Non
 FORKS = """
 import os, sys, threading
 from pathlib import Path
-from kvtier import ForkedStore, PutItem, Store
+from kvtier import ForkedStore, Hint, PutItem, Store
 from tests.stores import config, noise
 store = Store.open(config(Path(sys.argv[1]), ram=1 << 20))
 store.put(b"k", b"x")
@@ -85,10 +85,12 @@ calls = {
     "get_many": lambda: next(store.get_many([b"k"])), "iteration": lambda: next(iterator),
     "match": lambda: store.match([b"k"]), "contains": lambda: store.contains(b"k"), "info": lambda: store.info(b"k"),
     "explain": lambda: store.explain(b"k"), "prefetch": lambda: store.prefetch([b"k"]),
-    "pin": lambda: store.pin([b"k"]),
+    "pin": lambda: store.pin([b"k"]), "hint": lambda: store.hint([b"k"], Hint()),
+    "answered": lambda: store.answered([b"k"]), "cancel_prefetch": lambda: store.cancel_prefetch([b"k"]),
+    "pause_compaction": store.pause_compaction, "resume_compaction": store.resume_compaction,
     "unpin": lambda: store.unpin([b"k"]), "stats": store.stats, "derive_key": lambda: store.derive_key(b"p"),
 }
-public = {n for n in vars(Store) if not n.startswith("_") and callable(getattr(Store, n))} - {"open", "close"}
+public = {n for n in dir(Store) if not n.startswith("_") and callable(getattr(Store, n))} - {"open", "close"}
 assert public <= set(calls), public - set(calls)
 for _ in range(5):
     child = os.fork()

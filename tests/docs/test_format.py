@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from kvtier import Config, Key, Store, codec
 from kvtier.index import lmdb_index, schema
-from kvtier.index.schema import BlockEntry, ContentEntry, Departure, Reason, SegmentEntry
+from kvtier.index.schema import BlockEntry, ContentEntry, Departure, ExpiryEntry, Reason, SegmentEntry
 from kvtier.segment import format as fmt
 from tests.stores import KIB, MIB, config, names, noise, settle, tier
 
@@ -79,6 +79,7 @@ def byte_table(title: str) -> Layout:
         ("contents", schema._CONTENT),
         ("segments", schema._SEGMENT),
         ("namespaces", schema._NAMESPACE),
+        ("expiries", schema._EXPIRY),
         ("departures", schema._DEPARTURE),
     ],
 )
@@ -95,6 +96,7 @@ def test_a_byte_table_is_the_struct(title: str, layout: struct.Struct) -> None:
         ("blocks", (*BlockEntry._fields[:9], "ns_len", "key_len", "meta_len", "buffers")),
         ("contents", ContentEntry._fields),
         ("segments", SegmentEntry._fields),
+        ("expiries", ExpiryEntry._fields),
         ("departures", Departure._fields),
     ],
 )
@@ -218,13 +220,15 @@ def opened(key: bytes, value: bytes, title: str) -> tuple[dict[str, Any], bytes]
     return byte_table(title).read(body), body
 
 
+TTL_S = 1e6
 DELETED = {(b"tenant", b"old-a"), (b"tenant", b"new-a")}
 
 
 def make(folder: Path) -> tuple[Config, dict[tuple[bytes, bytes], tuple[list[bytes], bytes]]]:
     """A store with two tiers, all codecs, references, dead records and a chain; and what is in it (and is not any
     more: ``DELETED``)."""
-    c = config(folder, tier("top", bytes_max=MIB + 512 * KIB), tier("low", codec="zstd-planes"))
+    limits = {"write_bytes_per_day": "1TiB"}
+    c = config(folder, tier("top", bytes_max=MIB + 512 * KIB, **limits), tier("low", codec="zstd-planes", **limits))
     soft = bytes(i % 256 if i % 2 else i % 3 for i in range(30_001))
     blocks: dict[tuple[bytes, bytes], tuple[list[bytes], bytes]] = {}
     with Store.open(c, background=False) as store:
@@ -234,7 +238,7 @@ def make(folder: Path) -> tuple[Config, dict[tuple[bytes, bytes], tuple[list[byt
             blocks[namespace, key] = (buffers, meta)
 
         put(b"planes", [soft], b"about")
-        put(b"empty", [b"", b""])
+        put(b"empty", [b"", b""], ttl=TTL_S)
         put(b"child", [b"x"], parent=b"planes")
         put(b"replaced", [b"old"])
         store.flush()
@@ -290,6 +294,20 @@ def test_a_store_can_be_read_by_the_page_alone(tmp_path: Path) -> None:
     check_index(root / "index", store, secret, live, payloads)
 
 
+def check_expiries(tables: dict[str, dict[bytes, bytes]], number: int, record: Record) -> None:
+    """The one block that expires."""
+    ((key, value),) = tables["expiries"].items()
+    ((place, seal),) = tables["expiry_order"].items()
+    expiry, _ = opened(key, value, "expiries")
+    assert (key, expiry["seq"]) == (number.to_bytes(8, "big"), record.head["seq"])
+    assert place == expiry["when"].to_bytes(8, "big") + key
+    assert checked(place, seal) == b""
+    now = int.from_bytes(tables["meta"][b"time"], "little")
+    assert TTL_S - 100 < expiry["when"] - now <= TTL_S + 1
+    day = record.head["day_low"] + 256 * record.head["day_high"]
+    assert (day - 1) * 86_400 < expiry["when"] <= day * 86_400
+
+
 def check_index(
     folder: Path,
     store: dict[str, Any],
@@ -298,12 +316,10 @@ def check_index(
     payloads: dict[tuple[int, bytes], Record],
 ) -> None:
     """Every entry of the index, byte by byte, against the records."""
-    with lmdb.open(str(folder), max_dbs=6, readonly=True) as env, env.begin() as txn:
+    names_of_tables = ("blocks", "contents", "segments", "namespaces", "expiries", "expiry_order", "departures", "meta")
+    with lmdb.open(str(folder), max_dbs=8, readonly=True) as env, env.begin() as txn:
         last_commit = txn.id()
-        tables = {
-            n: dict(txn.cursor(db=env.open_db(n.encode(), txn=txn, create=False)))
-            for n in ("blocks", "contents", "segments", "namespaces", "departures", "meta")
-        }
+        tables = {n: dict(txn.cursor(db=env.open_db(n.encode(), txn=txn, create=False))) for n in names_of_tables}
     assert set(tables["blocks"]) == {block_id(secret, *name).to_bytes(8, "big") for name in live}
     refs: dict[tuple[int, bytes], int] = {}
     for (namespace, key), r in live.items():
@@ -324,6 +340,7 @@ def check_index(
         as_in_record = ("stored_len", "record_len", "codec", "payload_sum")
         assert [entry[f] for f in as_in_record] == [source.head[f] for f in as_in_record]
         assert entry["refs"] == refs[raw_key[0], raw_key[1:]]
+    check_expiries(tables, block_id(secret, b"", b"empty"), live[b"", b"empty"])
     check_segments(folder.parent, store, tables["segments"], live, payloads)
     owned: dict[bytes, list[int]] = {}
     for (namespace, _), r in live.items():

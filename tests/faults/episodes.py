@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from kvtier import FlushError, Miss, MissReason, Store
-from kvtier.events import Event, SegmentLost, TierResumed, TierSuspended, WriteFailed
+from kvtier.events import Event, SegmentLost, TierGrown, TierResumed, TierShrunk, TierSuspended, WriteFailed
 from kvtier.segment import reader
-from tests.stores import KIB, MIB, config, noise, tier, value_of
+from tests.stores import KIB, MIB, config, noise, settle, tier, value_of
 
 SIZE = 200 * KIB
 _LONG_S = 3600.0
@@ -46,13 +47,23 @@ class Lines(logging.Handler):
 class Tried:
     """A store with one tier in a folder of its own, and what is known to be in it."""
 
-    def __init__(self, folder: Path, tier_folder: Path, *, segment_bytes: int = MIB) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tier_folder: Path,
+        *,
+        segment_bytes: int = MIB,
+        bytes_max: int = 64 * MIB,
+        free_bytes_min: int = 0,
+    ) -> None:
         self.clock = Clock()
         self.events: list[Event] = []
         self.values: dict[bytes, bytes] = {}
         self._count = 0
         self._settings = config(
-            folder, tier(path=tier_folder, bytes_max=64 * MIB, segment_bytes=segment_bytes), queue=16 * MIB
+            folder,
+            tier(path=tier_folder, bytes_max=bytes_max, segment_bytes=segment_bytes, free_bytes_min=free_bytes_min),
+            queue=16 * MIB,
         )
         self.lines = Lines()
         logging.getLogger("kvtier").addHandler(self.lines)
@@ -171,6 +182,53 @@ def fill_disk(file: Path) -> None:
                 f.write(bytes(4096))
         except OSError:
             pass
+
+
+def squeezed_tier(folder: Path) -> None:
+    """Another program fills the tier's disk, and clears it again."""
+    disk, floor = mount(folder / "disk"), 2 * MIB
+    tried = Tried(folder, disk / "tier", bytes_max=12 * MIB, free_bytes_min=floor)
+    with tried.open() as store:
+        for _ in range(50):
+            assert tried.put(store)
+        assert tried.events == []
+        with (disk / "other").open("wb", buffering=0) as other:
+            for _ in range(10):
+                other.write(bytes(MIB))
+                shrink(store)
+                assert free(disk) >= floor
+                assert tried.put(store)
+                assert free(disk) >= floor
+        stats = store.stats().tiers[0]
+        assert stats.bytes_used <= stats.bytes_max_effective < stats.bytes_max
+        assert abs(free(disk) - (stats.free_bytes or 0)) < MIB
+        assert store.stats().blocks > 5
+        (disk / "other").unlink()
+        assert tried.put(store)
+        assert store.stats().tiers[0].bytes_max_effective < stats.bytes_max
+        tried.clock.now += _LONG_S
+        assert tried.put(store)
+        assert store.stats().tiers[0].bytes_max_effective == stats.bytes_max
+        assert [type(e) for e in tried.events] == [TierShrunk, TierGrown]
+        assert len(tried.lines.lines) == 1, tried.lines.lines
+        tried.values = {key: value for key, value in tried.values.items() if store.contains(key)}
+        for _ in range(40):
+            assert tried.put(store)
+        assert store.stats().blocks > 40
+        assert store.stats().queue.failed == 0
+
+
+def shrink(store: Store) -> None:
+    """Do what is done in the background once a second."""
+    while store._headroom.look():
+        settle(store)
+    settle(store)
+    while store._headroom.look():
+        settle(store)
+
+
+def free(disk: Path) -> int:
+    return shutil.disk_usage(disk).free
 
 
 def read_only(folder: Path) -> None:

@@ -17,7 +17,14 @@ pytestmark = pytest.mark.skipif(why_no_mounts() is not None, reason=str(why_no_m
 
 @pytest.mark.parametrize(
     "episode",
-    [episodes.full_tier, episodes.full_index, episodes.read_only, episodes.renamed_away, episodes.unmounted],
+    [
+        episodes.full_tier,
+        episodes.full_index,
+        episodes.squeezed_tier,
+        episodes.read_only,
+        episodes.renamed_away,
+        episodes.unmounted,
+    ],
     ids=lambda episode: episode.__name__,
 )
 def test_an_episode(episode: Callable[[Path], None], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ NAMES = {
     "Explanation",
     "FlushError",
     "ForkedStore",
+    "Hint",
     "Hit",
     "HitInto",
     "Key",
@@ -54,9 +55,9 @@ NAMES = {
 }
 
 METHODS = {
-    "open": "(source, *, read_only, listeners, fs, clock, background, keys)",
+    "open": "(source, *, read_only, listeners, fs, clock, background, keys, memory)",
     "close": "(self)",
-    "put": "(self, key, buffers, *, meta, parent, namespace, give)",
+    "put": "(self, key, buffers, *, meta, parent, namespace, give, ttl)",
     "put_many": "(self, items, *, namespace)",
     "get": "(self, key, *, namespace)",
     "get_into": "(self, key, buffers, *, namespace)",
@@ -66,6 +67,9 @@ METHODS = {
     "info": "(self, key, *, namespace)",
     "explain": "(self, key, *, namespace)",
     "prefetch": "(self, keys, *, namespace)",
+    "cancel_prefetch": "(self, keys, *, namespace)",
+    "answered": "(self, keys, *, namespace)",
+    "hint": "(self, keys, hint, *, namespace)",
     "pin": "(self, keys, *, namespace)",
     "unpin": "(self, keys, *, namespace)",
     "delete": "(self, key, *, namespace)",
@@ -74,6 +78,8 @@ METHODS = {
     "derive_key": "(self, purpose)",
     "rotate_keys": "(self)",
     "forget_keys": "(self)",
+    "pause_compaction": "(self)",
+    "resume_compaction": "(self)",
 }
 
 
@@ -96,7 +102,7 @@ def test_nothing_else_looks_public() -> None:
 
 
 def test_the_methods_of_the_store_are_pinned() -> None:
-    public = {n: getattr(Store, n) for n in vars(Store) if not n.startswith("_")}
+    public = {n: getattr(Store, n) for c in Store.__mro__ for n in vars(c) if not n.startswith("_")}
     assert {n: signature(f) for n, f in public.items()} == METHODS
 
 

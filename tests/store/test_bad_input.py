@@ -18,6 +18,7 @@ from kvtier import (
     ConfigError,
     CorruptStore,
     ForkedStore,
+    Hint,
     KvtierError,
     LimitError,
     MissReason,
@@ -394,6 +395,7 @@ def test_a_key_outside_its_limits_is_refused(store: Store, key: Any) -> None:
         lambda: store.info(key),
         lambda: store.explain(key),
         lambda: store.prefetch([key]),
+        lambda: store.hint([key], Hint()),
         lambda: store.pin([key]),
         lambda: store.unpin([key]),
         lambda: store.delete(key),
@@ -474,6 +476,9 @@ def every_call(store: Store) -> list[Callable[[], object]]:
         lambda: store.info(b"k"),
         lambda: store.explain(b"k"),
         lambda: store.prefetch([b"k"]),
+        lambda: store.cancel_prefetch([b"k"]),
+        lambda: store.answered([b"k"]),
+        lambda: store.hint([b"k"], Hint()),
         lambda: store.pin([b"k"]),
         lambda: store.unpin([b"k"]),
         lambda: store.delete(b"k"),
@@ -482,11 +487,13 @@ def every_call(store: Store) -> list[Callable[[], object]]:
         lambda: store.derive_key(b"p"),
         lambda: store.rotate_keys(),
         lambda: store.forget_keys(),
+        lambda: store.pause_compaction(),
+        lambda: store.resume_compaction(),
     ]
 
 
 def test_the_list_above_has_every_method() -> None:
-    public = {n for n in vars(Store) if not n.startswith("_")} - {"open", "close"}
+    public = {n for n in dir(Store) if not n.startswith("_")} - {"open", "close"}
     used = {name for call in every_call(Store.__new__(Store)) for name in call.__code__.co_names}
     assert public <= used
 

@@ -15,7 +15,7 @@ import kvtier.cli.app
 import kvtier.config
 from kvtier import Store
 from kvtier.cli.app import run
-from kvtier.units import MIB
+from kvtier.units import GIB, MIB
 
 Capture = pytest.CaptureFixture[str]
 
@@ -90,6 +90,10 @@ def test_a_right_configuration_as_json(good: Path, capsys: Capture) -> None:
     assert (nvme["bytes_max"], nvme["share_of_disk"]) == (64 * MIB, None)
     assert isinstance(cold["bytes_max"], int)
     assert cold["share_of_disk"] == "50%"
+    assert 0 < nvme["free_bytes_min"] <= GIB
+    ram = answer["config"]["ram"]
+    assert ram["bytes_max"] > 0
+    assert 0 < ram["available_bytes_min"] <= 512 * MIB
 
 
 def test_a_wrong_configuration_says_everything_that_is_wrong(bad: Path, capsys: Capture) -> None:

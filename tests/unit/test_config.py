@@ -198,7 +198,7 @@ def test_configs_cannot_change_and_can_be_compared() -> None:
         ("ram.byte_max", 1, "ram.byte_max", "did you mean 'bytes_max'"),
         ("tier.0.codek", "none", "tier[0].codek", "did you mean 'codec'"),
         ("ram.bytes_max", "1 GiBB", "ram.bytes_max", "unknown unit 'GiBB'"),
-        ("ram.bytes_max", "10%", "ram.bytes_max", "is a share"),
+        ("write_behind.bytes_max", "10%", "write_behind.bytes_max", "is a share"),
         ("ram.bytes_max", -1, "ram.bytes_max", "negative"),
         ("ram.bytes_max", True, "ram.bytes_max", "not a byte size"),
         ("ram.bytes_max", 0.5, "ram.bytes_max", "not a byte size"),
@@ -215,6 +215,12 @@ def test_configs_cannot_change_and_can_be_compared() -> None:
         ("prefetch.threads", "2", "prefetch.threads", "integer"),
         ("prefetch.coalesce_bytes_max", "65MiB", "prefetch.coalesce_bytes_max", "at most prefetch.bytes_max"),
         ("prefetch.coalesce_bytes_max", 0, "prefetch.coalesce_bytes_max", "more than 0"),
+        ("prefetch.policy", "next_turn", "prefetch.policy", "did you mean 'next-turn'"),
+        ("tier.0.admission", "budget", "tier[0].admission", "known: always, second-touch"),
+        ("tier.0.promotion", "second", "tier[0].promotion", "did you mean 'second-hit'"),
+        ("tier.0.compaction_dead_ratio", 1.5, "tier[0].compaction_dead_ratio", "less than or equal"),
+        ("tier.0.compaction_bytes_per_s", 0, "tier[0].compaction_bytes_per_s", ""),
+        ("quota", [{"bytes_max": "100GiB"}], "quota[0].bytes_max", "more than all disk tiers together"),
         ("store.path", "", "store.path", "not a path"),
         ("store.path", 3, "store.path", "not a path"),
         ("store", {}, "store.path", "required key is missing"),
@@ -231,8 +237,15 @@ def test_configs_cannot_change_and_can_be_compared() -> None:
         ("tier.0.kind", "sdd", "tier[0].kind", "did you mean 'ssd'"),
         ("tier.0.codec", "zstandard", "tier[0].codec", "known: none, zstd, zstd-planes"),
         ("tier.0.codec", 3, "tier[0].codec", "unknown codec 3"),
-        ("tier.0.promotion", "sometimes", "tier[0].promotion", "known: always, never"),
-        ("tier.0.compaction", "copy", "tier[0].compaction", "known: reclaim"),
+        ("tier.0.promotion", "sometimes", "tier[0].promotion", "known: always, never, second-hit"),
+        ("tier.0.admission", "min_chain", "tier[0].admission", "did you mean 'min-chain'"),
+        ("tier.0.admission", "write-budget", "tier[0].write_bytes_per_day", "required key is missing"),
+        ("tier.0.admission_blocks_min", 4, "tier[0].admission_blocks_min", "means nothing with admission 'always'"),
+        ("tier.0.write_bytes_per_day", "1MiB", "tier[0].write_bytes_per_day", "cannot hold a value"),
+        ("tier.0.write_bytes_per_day", "10%", "tier[0].write_bytes_per_day", ""),
+        ("store.ttl_s", -1, "store.ttl_s", "greater than or equal to 0"),
+        ("store.ttl_s", "7d", "store.ttl_s", "integer"),
+        ("tier.0.compaction", "copying", "tier[0].compaction", "did you mean 'copy'"),
         ("tier.0.bytes_max", "0%", "tier[0].bytes_max", "not a share"),
         ("tier.0.bytes_max", "100MiB", "tier[0].bytes_max", "smaller than one segment (256MiB)"),
         ("tier.0.bytes_max", "0.0000001%", "tier[0].bytes_max", "smaller than one segment"),
@@ -251,6 +264,13 @@ def test_one_problem_is_pointed_at(path: str, value: object, at: str, says: str)
     found = problems(raw)
     assert list(found) == [at]
     assert says in found[at]
+
+
+def test_what_comes_up_into_ram_needs_some() -> None:
+    raw = {**GOOD, "ram": {"bytes_max": 0}, "prefetch": {"policy": "next-turn"}}
+    found = problems(raw)
+    assert list(found) == ["prefetch.policy"]
+    assert "ram.bytes_max is 0" in found["prefetch.policy"]
 
 
 def two_tiers(**second: object) -> dict[str, Any]:
@@ -386,7 +406,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_the_names_are_those_of_the_registries() -> None:
     assert set(get_args(kvtier.config.EvictionName)) == set(registry.EVICTION)
     assert set(get_args(kvtier.config.PromotionName)) == set(registry.PROMOTION)
+    assert set(get_args(kvtier.config.AdmissionName)) == set(registry.ADMISSION)
     assert set(get_args(kvtier.config.CompactionName)) == set(registry.COMPACTION)
+    assert set(get_args(kvtier.config.PrefetchName)) == set(registry.PREFETCH)
     assert set(get_args(kvtier.config.CodecName)) == set(CODEC_IDS)
 
 
@@ -413,7 +435,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-@pytest.mark.parametrize("wrong", [{"tier": nested(2000)}, {"ram": {"eviction": 10**5000}}, nested(2000)])
+@pytest.mark.parametrize("wrong", [{"tier": nested(2000)}, {"write_behind": {"when_full": 10**5000}}, nested(2000)])
 def test_what_python_cannot_take_apart_is_a_problem_of_the_configuration(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="configuration: cannot be taken apart"):
         Config.from_dict(wrong)
@@ -423,3 +445,8 @@ def test_a_tier_whose_folder_looks_like_a_home_is_found_again(tmp_path: Path) ->
     tier = {"name": "x", "kind": "ssd", "bytes_max": "12.3456789%", "path": tmp_path / "~nobody-of-that-name"}
     config = Config.from_dict({"store": {"path": tmp_path, "value_bytes_max": "1KiB"}, "tier": [tier]})
     assert Config.from_dict(json.loads(config.to_json())) == config
+
+
+def test_a_key_that_is_no_text_is_a_problem() -> None:
+    with pytest.raises(ConfigError, match="configuration: "):
+        Config.from_dict({"\udc80": []})

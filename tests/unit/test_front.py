@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from kvtier.blocks import PutOutcome
+from kvtier.clock import StoreTime, SystemClock
 from kvtier.errors import StoreClosed
 from kvtier.front import Front
 from kvtier.policy.eviction.leaf_lru import LeafLru
@@ -22,7 +23,7 @@ def block(data: bytes = b"x", key: bytes = b"k") -> RamBlock:
 
 
 def front(ram: int = 1 << 20, queue: int = 1 << 20) -> Front:
-    return Front(RamTier(ram, LeafLru()), queue, 1)
+    return Front(RamTier(ram, LeafLru()), queue, 1, StoreTime(SystemClock()))
 
 
 def never(changed: threading.Condition) -> None:

@@ -37,6 +37,7 @@ blocks = st.builds(
     st.binary(min_size=1, max_size=128),
     st.binary(max_size=1024),
     st.lists(U64, min_size=1, max_size=64).map(tuple),
+    st.just(0),  # it is elsewhere
 )
 contents = st.builds(
     ContentEntry, U64, U64, st.integers(0, 2**16 - 1), U64, U64, U8, SIXTEEN, st.integers(0, 2**32 - 1)
@@ -84,7 +85,7 @@ def test_any_flipped_bit_in_key_or_value_is_noticed() -> None:
 
 @given(st.binary(max_size=100))
 def test_arbitrary_bytes_are_no_entry(raw: bytes) -> None:
-    for decode in (schema.decode_block, schema.decode_content, schema.decode_segment):
+    for decode in (schema.decode_block, schema.decode_content, schema.decode_segment, schema.decode_expiry):
         with pytest.raises(IndexDamaged):
             decode(b"some key", raw)
 
@@ -181,6 +182,44 @@ def test_deleting_and_clearing(index: LmdbIndex) -> None:
         txn.clear()
     with index.read() as view:
         assert (view.count_blocks(), view.segments(0), view.is_complete()) == (0, {}, False)
+
+
+def test_expiries_follow_their_blocks(index: LmdbIndex) -> None:
+    with index.write() as txn:
+        txn.put_block(1, block(expires_at=500))
+        txn.put_block(2, block(expires_at=300))
+        txn.put_block(3, block())
+    with index.read() as view:
+        assert list(view.expiring()) == [(300, 2), (500, 1)]
+        assert [e.expires_at for _, e in view.blocks()] == [500, 300, 0]
+    with index.write() as txn:
+        txn.put_block(1, block(expires_at=100))
+        txn.put_block(3, block(expires_at=400))
+        txn.put_block(2, block())
+    with index.read() as view:
+        assert list(view.expiring()) == [(100, 1), (400, 3)]
+        assert (view.block(2), view.count_expiries()) == (block(), 2)
+    with index.write() as txn:
+        txn.del_block(1)
+        txn.del_block(2)
+    with index.read() as view:
+        assert list(view.expiring()) == [(400, 3)]
+    with index.write() as txn:
+        txn.clear()
+    with index.read() as view:
+        assert (view.count_expiries(), list(view.expiring())) == (0, [])
+
+
+def test_an_expiry_of_another_put_or_a_damaged_one_says_nothing(index: LmdbIndex) -> None:
+    with index.write() as txn:
+        for n in (1, 2):
+            txn.put_block(n, block(expires_at=500))
+        key = schema.block_key(1)  # as a kvtier does that knows no expiries
+        txn._txn.put(key, schema.encode_block(key, block(seq=99)), db=index.blocks)
+        txn._txn.put(schema.block_key(2), b"rubbish", db=index.expiries)
+    with index.read() as view:
+        assert [e.expires_at for _, e in view.blocks()] == [0, 0]
+        assert index.met_damage
 
 
 def test_a_damaged_entry_reads_as_none(index: LmdbIndex) -> None:

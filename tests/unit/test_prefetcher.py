@@ -13,15 +13,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtier.background.prefetcher import Prefetcher
-from kvtier.background.read_ahead import GAP_BYTES_MAX, coalesce
+from kvtier.background.read_order import coalesce
 from kvtier.background.slabs import Slabs
 from kvtier.blocks import MissReason
 from kvtier.errors import StoreClosed
 from kvtier.index.schema import BlockEntry, ContentEntry
+from kvtier.tiers.habits import HABITS
 from kvtier.tiers.ram import RamBlock
 from kvtier.tiers.reading import Located, Raw, Wanted
 
-HEAD, TIER = 100, object()
+HEAD = 100
+
+
+class Disk:
+    """What is asked of a tier here."""
+
+    tier_no = 0
+
+    def __init__(self, kind: str = "ssd") -> None:
+        self.habits = HABITS[kind]
+
+
+TIER = Disk()
+GAP_BYTES_MAX = TIER.habits.gap_bytes
+ROOM = 1 << 40
 
 
 def located(block_id: int, offset: int, size: int = 900, segment_no: int = 1, tier: Any = TIER) -> Located:
@@ -54,7 +69,7 @@ def test_neighbours_go_together_up_to_the_bound() -> None:
 def test_a_run_ends_where_one_read_cannot_go_on() -> None:
     a = located(1, 64)
     assert ids(coalesce([a, located(2, 1064, segment_no=2)], 10**6)) == [[1], [2]]
-    assert ids(coalesce([a, located(2, 1064, tier=object())], 10**6)) == [[1], [2]]
+    assert ids(coalesce([a, located(2, 1064, tier=Disk())], 10**6)) == [[1], [2]]
     assert ids(coalesce([located(2, 1064), a], 10**6)) == [[2], [1]]  # backwards
     assert ids(coalesce([a, a], 10**6)) == [[1], [1]]
     near, far = located(2, 1064 + GAP_BYTES_MAX), located(2, 1065 + GAP_BYTES_MAX)
@@ -158,7 +173,7 @@ def test_what_passes_through_is_not_delivered(make: Any) -> None:
 def test_one_block_over_the_bound_is_read_all_the_same(make: Any) -> None:
     b = make(bytes_max=500, coalesce=500)
     assert len(list(b.fetcher.read_ahead(row(3), keep=True))) == 3
-    assert b.fetcher.request(row(3)) == 3
+    assert b.fetcher.request(row(3), ROOM) == 3
     assert all(b.fetcher.wait_for(i) or True for i in (1, 2, 3))
 
 
@@ -175,7 +190,7 @@ def test_an_abandoned_consumer_harms_nobody(make: Any) -> None:
 
 def test_requests_are_brought_in_order_and_waited_for(make: Any) -> None:
     b = make(open=False)
-    assert b.fetcher.request(row(5)) == 5
+    assert b.fetcher.request(row(5), ROOM) == 5
     assert b.fetcher.is_flying(5)
     assert not b.fetcher.wait_for(99)
     with ThreadPoolExecutor(1) as pool:
@@ -191,18 +206,18 @@ def test_requests_are_brought_in_order_and_waited_for(make: Any) -> None:
 
 def test_a_block_on_its_way_is_not_asked_for_again(make: Any) -> None:
     b = make(open=False)
-    assert b.fetcher.request(row(3)) == 3
-    assert b.fetcher.request(row(4)) == 1
+    assert b.fetcher.request(row(3), ROOM) == 3
+    assert b.fetcher.request(row(4), ROOM) == 1
     b.reader.gate.set()
     for i in (1, 2, 3, 4):
         b.fetcher.wait_for(i)
     assert sorted(i for batch in b.reader.asked for i in batch) == [1, 2, 3, 4]
-    assert b.fetcher.request(row(1)) == 1  # it may be gone again by now
+    assert b.fetcher.request(row(1), ROOM) == 1  # it may be gone again by now
 
 
 def test_bytes_in_flight_are_bounded(make: Any) -> None:
     b = make(open=False, bytes_max=2000, threads=8)
-    b.fetcher.request(row(10))
+    b.fetcher.request(row(10), ROOM)
     for _ in range(2):
         assert b.reader.arrived.acquire(timeout=60)
     assert len(b.reader.asked) == 2  # of 1000 bytes each, though eight threads are idle
@@ -215,7 +230,7 @@ def test_bytes_in_flight_are_bounded(make: Any) -> None:
 
 def test_closing_gives_up_what_has_not_begun(make: Any) -> None:
     b = make(open=False, bytes_max=1000)
-    b.fetcher.request(row(10))
+    b.fetcher.request(row(10), ROOM)
     assert b.reader.arrived.acquire(timeout=60)
     waiting = b.fetcher._flying[9]
     assert not b.fetcher.wait_for(9), "a block that only waits to be read is not waited for"
@@ -237,12 +252,12 @@ def test_a_reader_that_fails_leaves_nobody_waiting(make: Any, monkeypatch: pytes
         raise RuntimeError("mine")
 
     monkeypatch.setattr(b.reader, "fetch", fail)
-    b.fetcher.request(row(3))
+    b.fetcher.request(row(3), ROOM)
     for i in (1, 2, 3):
         b.fetcher.wait_for(i)
     assert not b.fetcher.is_flying(3)
     monkeypatch.undo()
-    b.fetcher.request(row(3))
+    b.fetcher.request(row(3), ROOM)
     b.fetcher.wait_for(3)
     assert len(b.delivered) == 3
 

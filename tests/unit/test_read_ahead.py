@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -10,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from kvtier import StoreClosed
-from kvtier.background.read_ahead import Batch, Bounds, Outcome, ReadAhead
+from kvtier.background.read_ahead import Bounds, Outcome, ReadAhead
+from kvtier.background.read_order import Batch
 from kvtier.blocks import MissReason
 from kvtier.tiers.reading import Located, Raw
 from tests.unit.test_prefetcher import HEAD, row
@@ -34,9 +34,9 @@ class Pool:
         self.reads += [located.wanted.block_id for located in batch]
         return Raw(batch, [], OSError())
 
-    def check(self, raw: Raw) -> deque[Outcome]:
+    def check(self, raw: Raw) -> list[Outcome]:
         self.waiting_at_check = len(self.waiting)
-        return deque(MissReason.ABSENT for _ in raw.batch)
+        return [MissReason.ABSENT for _ in raw.batch]
 
     def run(self) -> None:
         self.waiting.pop(0)()

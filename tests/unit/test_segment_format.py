@@ -22,6 +22,7 @@ from kvtier.segment.format import (
     align_up,
     check_payload,
     check_segment_header,
+    identity_of,
     pack_head,
     pack_segment_header,
     payload_sum,
@@ -46,6 +47,7 @@ heads = st.builds(
     stored_len=st.integers(0, 2**39),
     payload_sum=st.binary(min_size=16, max_size=16),
     state=st.sampled_from(RecordState),
+    expires_at=st.integers(0, 2**16 - 1).map(lambda day: day * 86_400),
 )
 places = st.builds(Place, st.binary(min_size=16, max_size=16), st.integers(0, 255), UINT64, UINT64)
 
@@ -159,3 +161,13 @@ def test_a_segment_header_is_of_one_segment_only() -> None:
 def test_align_up() -> None:
     assert [align_up(n) for n in (0, 1, 63, 64, 65)] == [0, 64, 64, 64, 128]
     assert align_up(4097, 4096) == 8192
+
+
+@pytest.mark.parametrize(
+    ("expires_at", "day"), [(0, 0), (1, 1), (86_400, 1), (86_401, 2), (2**32 - 1, 49_711), (2**40, 2**16 - 1)]
+)
+def test_a_record_knows_the_day_rounded_up(expires_at: int, day: int) -> None:
+    head = dataclasses.replace(HEAD, expires_at=expires_at)
+    place = Place(bytes(16), 0, 1, 64)
+    assert unpack_head(pack_head(head, place), place).expires_at == day * 86_400
+    assert identity_of(head, place) == identity_of(HEAD, place)  # an older kvtier decrypts it too

@@ -19,6 +19,7 @@ TABLES: list[Table] = [
     (schema.content_key(2, bytes(range(16))), schema.decode_content, schema.encode_content),
     (schema.segment_key(2, 9), schema.decode_segment, schema.encode_segment),
     (schema.row_key(5), schema.decode_row, schema.encode_row),
+    (schema.block_key(1 << 41), schema.decode_expiry, schema.encode_expiry),
 ]
 
 

@@ -18,7 +18,6 @@ from tests.fuzz.parsers.target import Target, expect, expect_same
 
 PLACE = Place(bytes(range(16)), 3, 7, 4096)
 _VARIABLE_LEN_OFFSET = struct.calcsize("<4s4B5Q")
-_RESERVED = (struct.calcsize("<4s3B"), struct.calcsize("<4s4B5QHBBHB"))
 _SUM_OFFSET = RECORD_HEADER_BYTES - 8
 
 
@@ -26,10 +25,7 @@ def parse(data: bytes) -> None:
     head = unpack_head(data, PLACE)
     packed = pack_head(head, PLACE)
     expect(len(packed) == head.head_len <= len(data), "a head longer than what it was read from")
-    cleared = bytearray(data[: head.head_len])
-    for at in _RESERVED:
-        cleared[at] = 0
-    expect(sealed(bytes(cleared), PLACE) == packed, "a head that says what it does not pack to")
+    expect(sealed(data[: head.head_len], PLACE) == packed, "a head that says what it does not pack to")
     expect_same(lambda: unpack_head(packed, PLACE), head)
     expect_same(lambda: unpack_head(data[: head.head_len], PLACE), head)  # whatever stands behind it
 

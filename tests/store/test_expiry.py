@@ -1,0 +1,259 @@
+"""Blocks with a time to live: misses from then on, wherever they are, and gone from the disk some time later."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvtier import BlockState, Config, LimitError, Miss, MissReason, PutItem, Store, single_key
+from kvtier.clock import StoreTime
+from tests.stores import KIB, MIB, config, fill, names, noise, settle, tier, value_of
+
+SIZE = 100 * KIB
+DAY_S = 86_400.0
+
+
+class HandClock:
+    """Time that passes when told to; the wall clock may be set to anything."""
+
+    def __init__(self, wall: float = 1_000_000_000.0) -> None:
+        self.now, self.wall = 0.0, wall
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.wall
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
+        self.wall += seconds
+
+
+def opened(folder: Path, clock: HandClock, *tiers: dict[str, Any], ram: int = 0, ttl_s: int = 0) -> Store:
+    raw = config(folder, *tiers, ram=ram).model_dump(exclude_unset=True)
+    raw["store"]["ttl_s"] = ttl_s
+    return Store.open(Config.from_dict(raw), background=False, clock=clock)
+
+
+def is_absent(store: Store, key: bytes) -> bool:
+    outcomes = [store.get(key), *store.get_many([key]), store.get_into(key, bytearray(1))]
+    assert [o.reason for o in outcomes if isinstance(o, Miss)] == [MissReason.ABSENT] * 3
+    return not store.contains(key) and store.match([key]) == 0 and store.info(key) is None
+
+
+@pytest.mark.parametrize("ram", [0, MIB])
+@pytest.mark.parametrize("flush", [False, True])
+def test_a_block_is_a_miss_once_its_time_is_up(tmp_path: Path, ram: int, flush: bool) -> None:
+    clock = HandClock()
+    with opened(tmp_path, clock, ram=ram) as store:
+        store.put(b"k", b"v", ttl=10)
+        store.put(b"other", b"v")
+        if flush:
+            store.flush()
+            assert store.stats().expiring == 1
+        clock.pass_(9)
+        assert value_of(store.get(b"k")) == b"v"
+        clock.pass_(1.5)
+        assert is_absent(store, b"k")
+        assert store.explain(b"k").state is BlockState.EXPIRED
+        assert str(store.explain(b"k")) == "The block has expired."
+        clock.pass_(1000 * DAY_S)
+        assert value_of(store.get(b"other")) == b"v"
+
+
+def test_the_worker_removes_what_has_expired(tmp_path: Path) -> None:
+    keys, clock = names(300), HandClock()
+    with opened(tmp_path, clock) as store:
+        for i, key in enumerate(keys):
+            store.put(key, noise(key, 10 * KIB), ttl=10 + i % 2 * 100)
+        store.flush()
+        live = store.stats().tiers[0].bytes_live
+        clock.pass_(20)
+        settle(store)
+        stats = store.stats()
+        assert (stats.blocks, stats.expiring, stats.counters["expired"]) == (150, 150, 150)
+        assert stats.tiers[0].bytes_live < 0.6 * live
+        assert store.explain(keys[0]).state is BlockState.EXPIRED
+        assert store.explain(keys[0]).when == clock.wall
+        assert store.contains(keys[1])
+    with opened(tmp_path, clock) as store:
+        assert store.explain(keys[0]).state is BlockState.EXPIRED  # it is remembered
+
+
+def test_a_default_and_its_exceptions(tmp_path: Path) -> None:
+    clock = HandClock()
+    with opened(tmp_path, clock, ttl_s=100) as store:
+        store.put(b"default", b"v")
+        store.put_many(
+            [PutItem(b"short", b"v", ttl=10), PutItem(b"long", b"v", ttl=1000), PutItem(b"ever", b"v", ttl=0)]
+        )
+        store.flush()
+        left = []
+        for seconds in (50, 100, 1000):
+            clock.pass_(seconds)
+            left.append([k for k in (b"short", b"default", b"long", b"ever") if store.contains(k)])
+        assert left == [[b"default", b"long", b"ever"], [b"long", b"ever"], [b"ever"]]
+
+
+@pytest.mark.parametrize(("second", "lives"), [(1000, True), (0, True), (20, False), (10 * DAY_S, True)])
+def test_the_last_put_says_how_long_a_block_lives(tmp_path: Path, second: float, lives: bool) -> None:
+    clock = HandClock()
+    with opened(tmp_path, clock) as store:
+        store.put(b"k", b"v", ttl=100)
+        store.flush()
+        written = store.stats().bytes_written
+        store.put(b"k", b"v", ttl=second)
+        store.flush()
+        assert store.stats().bytes_written - written <= 256  # no payload
+        clock.pass_(90)
+        assert store.contains(b"k") == lives
+    with opened(tmp_path, clock) as store:
+        assert store.contains(b"k") == lives
+
+
+def test_the_record_is_of_the_last_put_too(tmp_path: Path) -> None:
+    clock = HandClock()
+    with opened(tmp_path, clock) as store:
+        for ttl in (100, 10 * DAY_S):
+            store.put(b"k", b"v", ttl=ttl)
+            store.flush()
+    shutil.rmtree(tmp_path / "store" / "index")
+    with opened(tmp_path, clock) as store:
+        clock.pass_(9 * DAY_S)
+        assert store.contains(b"k")
+        clock.pass_(2.1 * DAY_S)
+        assert not store.contains(b"k")
+
+
+def test_a_block_that_has_expired_can_be_stored_again(tmp_path: Path) -> None:
+    clock = HandClock()
+    with opened(tmp_path, clock) as store:
+        for _ in range(3):
+            store.put(b"k", b"v", ttl=10)
+            store.flush()
+            assert value_of(store.get(b"k")) == b"v"
+            clock.pass_(20)
+            assert not store.get(b"k")
+        settle(store)
+        assert store.stats().blocks == 0
+
+
+def test_it_expires_on_every_tier_and_after_every_move(tmp_path: Path) -> None:
+    keys, clock = names(10), HandClock()
+    with opened(tmp_path, clock, tier("t0", bytes_max=2 * MIB), tier("t1")) as store:
+        for key in keys:
+            store.put(key, noise(key, SIZE), ttl=100)
+        fill(store, names(30, "more"), SIZE)
+        assert {i.tier for k in keys if (i := store.info(k))} == {"t1"}
+        assert store.get(keys[0])
+        settle(store)  # up again
+        clock.pass_(101)
+        assert not any(store.contains(k) for k in keys)
+        settle(store)
+        assert store.stats().counters["expired"] == 10
+
+
+@pytest.mark.parametrize("how", ["none", "later", "index lost"])
+def test_it_outlives_the_process_and_the_index(tmp_path: Path, how: str) -> None:
+    clock = HandClock()
+    with opened(tmp_path, clock) as store:
+        store.put(b"short", b"v", ttl=100)
+        store.put(b"long", b"v", ttl=5 * DAY_S)
+        store.put(b"ever", b"v")
+    if how == "index lost":
+        shutil.rmtree(tmp_path / "store" / "index")
+        clock.pass_(DAY_S)  # it knows the days only
+    elif how == "later":
+        clock.pass_(101)
+    with opened(tmp_path, clock) as store:
+        assert store.contains(b"short") == (how == "none")
+        assert store.stats().expiring == 2
+        assert store.contains(b"long")
+        clock.pass_(3.9 * DAY_S)
+        assert store.contains(b"long")
+        clock.pass_(2.1 * DAY_S)
+        assert not store.contains(b"long")
+        assert store.contains(b"ever")
+
+
+@pytest.mark.parametrize("jump", [-1e9, -1e8, 3e9, 1e12])
+def test_no_jump_of_the_wall_clock_takes_all_or_keeps_for_ever(tmp_path: Path, jump: float) -> None:
+    clock = HandClock()
+    with opened(tmp_path, clock) as store:
+        store.put(b"k", b"v", ttl=8 * DAY_S)
+        store.flush()
+        clock.wall += jump
+        assert store.contains(b"k")  # while it is open only the monotonic clock counts
+    with opened(tmp_path, clock) as store:
+        assert store.contains(b"k")
+    clock.wall -= jump
+    with opened(tmp_path, clock) as store:
+        assert store.contains(b"k")
+        clock.pass_(8.1 * DAY_S)
+        assert not store.contains(b"k")
+
+
+def test_store_time_never_goes_back() -> None:
+    clock = HandClock()
+    passing = StoreTime(clock, last=2_000_000_000)
+    assert passing.now() == 2_000_000_000
+    clock.pass_(10)
+    assert passing.now() == 2_000_000_010
+    clock.now = -1e6
+    assert passing.now() == 2_000_000_010
+    assert StoreTime(HandClock(0.0)).now() == 1.0
+    assert StoreTime(HandClock(1e300)).after(1e9) == (1 << 32) - 1
+
+
+@pytest.mark.parametrize("ttl", [-1, math.inf, math.nan])
+def test_a_time_to_live_that_is_none_is_refused(tmp_path: Path, ttl: float) -> None:
+    with opened(tmp_path, HandClock()) as store, pytest.raises(LimitError):
+        store.put(b"k", b"v", ttl=ttl)
+
+
+def test_a_store_without_disks_forgets_too() -> None:
+    clock = HandClock()
+    with Store.open(Config.from_dict({"ram": {"bytes_max": MIB}}), clock=clock) as store:
+        store.put(b"k", b"v", ttl=10)
+        assert store.get(b"k")
+        clock.pass_(11)
+        assert not store.get(b"k")
+        assert store.stats().ram.blocks == 0
+
+
+def test_readers_in_other_processes_see_it_too(tmp_path: Path) -> None:
+    clock = HandClock()
+    with opened(tmp_path, clock) as store:
+        store.put(b"k", b"v", ttl=100)
+        store.flush()
+    with Store.open(config(tmp_path), read_only=True, clock=clock) as reader:
+        assert reader.get(b"k")
+        clock.pass_(101)
+        assert not reader.get(b"k")
+
+
+def test_it_expires_where_all_is_encrypted(tmp_path: Path) -> None:
+    clock, keys = HandClock(), single_key(bytes(range(32)))
+    with Store.open(config(tmp_path), background=False, clock=clock, keys=keys) as store:
+        store.put(b"k", b"v", ttl=2 * DAY_S)
+    shutil.rmtree(tmp_path / "store" / "index")
+    with Store.open(config(tmp_path), background=False, clock=clock, keys=keys) as store:
+        store.rotate_keys()
+        assert value_of(store.get(b"k")) == b"v"
+        clock.pass_(3.1 * DAY_S)
+        assert is_absent(store, b"k")
+
+
+def test_the_worker_wakes_by_itself(tmp_path: Path) -> None:
+    with Store.open(config(tmp_path)) as store:
+        store.put(b"k", b"v", ttl=0.01)
+        store.flush()
+        while store.stats().blocks:  # until the worker has done it
+            time.sleep(0.01)
+        assert store.stats().counters["expired"] == 1
