@@ -36,8 +36,8 @@ from kvtier.vault import KeyMissing
 
 Place = tuple[int, int]  # segment number, offset
 
-_VICTIMS_MAX = 256
-_DEMOTED_BYTES = 64 << 20
+_VICTIMS_MAX = 64  # what more of them would add to the index, in one commit, the slack does not cover
+_DEMOTED_BYTES, _DEMOTED_MAX = 64 << 20, 256
 _INDEX_SLACK_BYTES = 256 << 10
 _INDEX_SLACK_BYTES_A_BLOCK = 512
 
@@ -249,8 +249,9 @@ class Ladder(Holdings):
 
     def _victims(self, tier: DiskTier, size: int) -> list[int]:
         victims: list[int] = []
+        count_max = _DEMOTED_MAX if self._demoted_at_once(tier) else _VICTIMS_MAX
         with self._index.read() as view:
-            while size > 0 and len(victims) < _VICTIMS_MAX:
+            while size > 0 and len(victims) < count_max:
                 block_id = tier.order.policy.pop()
                 if block_id is None:
                     break
