@@ -59,6 +59,7 @@ def run_machine(case: Case) -> Counter[str]:
     manner = settings(
         max_examples=MACHINE_EXAMPLES,
         stateful_step_count=60,
+        deadline=None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
