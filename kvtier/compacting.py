@@ -10,9 +10,10 @@ from typing import Any
 from kvtier.assembly import Parts, config_of, open_parts
 from kvtier.clock import Clock, SystemClock
 from kvtier.config import Config
-from kvtier.errors import ConfigError, ConfigProblem
+from kvtier.errors import ConfigError, ConfigProblem, NotAStore
 from kvtier.events import Listener, Signals
 from kvtier.fs import FileSystem, default_file_system
+from kvtier.identity import STORE_FILE
 from kvtier.keys import KeyProvider
 from kvtier.tiers.disk import DiskTier
 
@@ -73,8 +74,10 @@ def compact(
         raise ConfigError([ConfigProblem("tier", f"there is no tier {tier!r}", hint)])
     if not config.tier:
         return Compacted(())
-    signals = Signals(listeners)
-    parts = open_parts(config, fs or default_file_system(), clock or SystemClock(), signals, keys, read_only=False)
+    signals, fs = Signals(listeners), fs or default_file_system()
+    if not fs.exists(os.path.join(str(config.store.path), STORE_FILE)):
+        raise NotAStore(f"{config.store.path}: there is no store here")
+    parts = open_parts(config, fs, clock or SystemClock(), signals, keys, read_only=False)
     try:
         chosen = [t for t in parts.ladder.tiers if tier in (None, t.name)]
         return Compacted(tuple(_compact(parts, t, signals, progress) for t in chosen))

@@ -4,9 +4,16 @@ limits this process, whichever is less.
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+try:
+    import psutil
+except ImportError:  # then asking fails, and nothing shrinks
+    psutil = None
 
 _PROC = Path("/proc/self/cgroup")
 _ROOT = Path("/sys/fs/cgroup")
@@ -34,8 +41,6 @@ _V2 = _Names("memory.max", "memory.current", ("active_file", "inactive_file"))
 def memory() -> Memory:
     """What this process can count on now. :class:`OSError` if that cannot be had."""
     try:
-        import psutil  # here: most of what imports this package never asks
-
         machine = psutil.virtual_memory()
     except Exception as e:  # of many kinds, by platform
         raise OSError(f"memory cannot be asked for: {e}") from e
@@ -43,14 +48,24 @@ def memory() -> Memory:
     return Memory(min(m.total for m in known), min(m.available for m in known))
 
 
+def give_back() -> None:
+    """Have the allocator return what it holds unused, where it would keep that for later (glibc); nothing elsewhere."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return
+    trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
+    trim(0)
+
+
 def group_limits(proc: Path = _PROC, root: Path = _ROOT) -> Iterator[Memory]:
     """What each limited control group that this process is in has; none where there are no such groups."""
     try:
-        lines = proc.read_text().splitlines()
+        lines = os.fsdecode(proc.read_bytes()).splitlines()
     except OSError:
         return
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if not controllers:
             yield from _limits_along(root, path, _V2)
         elif "memory" in controllers.split(","):

@@ -186,7 +186,8 @@ class Recovery:
         tier.know(number, tier.segments[number].live_bytes)
         tier.uncommitted.add(number)
         self.report.torn_bytes += torn
-        self._adopt(tier, [Written(number, item.offset, item.head) for item in found], [number])
+        # What these are copies of goes with a later commit: a loss of power takes one at most.
+        self._adopt(tier, [Written(number, item.offset, item.head) for item in found], list(tier.segments))
 
     def _forget_segments(self, tier: DiskTier, missing: set[int]) -> None:
         """Segments that the index names and the folder lacks: their blocks are gone."""

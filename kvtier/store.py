@@ -98,7 +98,12 @@ class Store(Advised):
         if config.tier:
             parts = open_parts(config, fs or default_file_system(), clock, signals, keys, read_only=read_only)
         passing = parts.ladder.ledger.time if parts else StoreTime(clock)
-        return cls(config, ram, parts, signals, passing, read_only=read_only, background=background)
+        try:
+            return cls(config, ram, parts, signals, passing, read_only=read_only, background=background)
+        except BaseException:
+            if parts:
+                parts.close()
+            raise
 
     def __init__(
         self,
@@ -220,7 +225,8 @@ class Store(Advised):
         return True
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until everything put or deleted before this call is durable.
+        """Wait until everything put or deleted before this call is durable, but for what a policy, budget or quota
+        refused: :meth:`explain` says so.
 
         Raises :class:`kvtier.FlushError` if any write failed since the last ``flush``, and
         :class:`TimeoutError` after ``timeout`` seconds.

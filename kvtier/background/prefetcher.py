@@ -97,7 +97,8 @@ class Prefetcher:
         their way, or 65,536 blocks, the rest is not taken on.
         """
         with self._lock:
-            fresh = self._that_fit([b for b in located if b.wanted.block_id not in self._flying], room_bytes)
+            once = {b.wanted.block_id: b for b in located if b.wanted.block_id not in self._flying}
+            fresh = self._that_fit(list(once.values()), room_bytes)
             order = reading_order(fresh, self._bytes_max)
             for batch in coalesce([fresh[i] for i in order], self._coalesce_bytes_max):
                 future: Future[None] = Future()
@@ -138,6 +139,8 @@ class Prefetcher:
 
     def _drop(self, block_ids: set[int]) -> int:
         """Those of the blocks that wait to be read."""
+        if not any((future := self._flying.get(b)) and not future.running() for b in block_ids):
+            return 0
         queue: deque[tuple[Batch, Future[None]]] = deque()
         dropped = 0
         for batch, future in self._queue:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kvtier.background.prefetcher import Prefetcher
-from kvtier.events import PolicyDisabled, Signals
+from kvtier.events import Signals
 from kvtier.policy.base import PrefetchPolicy
 from kvtier.policy.prefetch import ChainOnly
+from kvtier.tiers.order import policy_disabled
 from kvtier.tiers.ram import RamTier
 from kvtier.tiers.reading import Located
 
@@ -80,7 +81,7 @@ class Prefetching:
 
     def _disable(self, error: Exception) -> None:
         name, self._policy = type(self._policy).__name__, ChainOnly()
-        self._signals.emit(PolicyDisabled("prefetch", name, f"{type(error).__name__}: {error}"))
+        policy_disabled(self._signals, "prefetch", name, f"{type(error).__name__}: {error}")
 
 
 class Inflow(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
 from kvtier.policy.base import Hint
@@ -14,7 +15,7 @@ class Advice:
     """Hints by (namespace, block), the 65,536 that came last. A block that leaves takes its hint with it."""
 
     def __init__(self) -> None:
-        self._hints: dict[tuple[bytes, int], Hint] = {}
+        self._hints: OrderedDict[tuple[bytes, int], Hint] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._hints)
@@ -26,7 +27,7 @@ class Advice:
             if hint != _NOTHING:
                 self._hints[namespace, block_id] = hint
         while len(self._hints) > _BLOCKS_MAX:
-            del self._hints[next(iter(self._hints))]
+            self._hints.popitem(last=False)
 
     def of(self, namespace: bytes, block_id: int) -> Hint | None:
         return self._hints.get((namespace, block_id)) if self._hints else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from kvtier.clock import Clock
 
 _DAY_S = 86_400.0
@@ -17,6 +19,7 @@ class Budget:
     def __init__(self, bytes_a_day: int, clock: Clock) -> None:
         self.bytes_a_day = bytes_a_day
         self._clock = clock
+        self._lock = threading.Lock()
         self._left = float(bytes_a_day)
         self._at = clock.monotonic()
         self._told_at: float | None = None
@@ -24,14 +27,16 @@ class Budget:
     @property
     def left(self) -> int:
         """Bytes that may be written now; below 0 if more than that were."""
-        now = self._clock.monotonic()
-        self._fill(now - self._at)
-        self._at = now
-        return int(self._left)
+        with self._lock:
+            now = self._clock.monotonic()
+            self._fill(now - self._at)
+            self._at = now
+            return int(self._left)
 
     def spend(self, nbytes: int) -> None:
         """So many were written."""
-        self._left = max(self._left - nbytes, float(-self.bytes_a_day))
+        with self._lock:
+            self._left = max(self._left - nbytes, float(-self.bytes_a_day))
 
     def resume(self, left: int, when: int) -> None:
         """Go on from what was :attr:`left` at a time of the wall clock, in seconds since 1970."""

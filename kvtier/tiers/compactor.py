@@ -32,7 +32,6 @@ from kvtier.vault import KeyMissing
 _BATCH_BYTES = 4 << 20
 _BATCH_BLOCKS = 512
 _LOOKED_AT_ONCE = 4096
-_PLANNED_BLOCKS = 64
 _AGAIN_S = 1.0
 _DEAD_RATIO_MIN = 0.1
 _FAILURES = (OSError, FormatError, NoRoom, KeyMissing, IndexFull)
@@ -46,9 +45,9 @@ class Writer(Protocol):
     def spare_bytes(self, tier: DiskTier, blocks: int) -> int:
         """How much may be appended to a tier below its cap, as records of so many blocks."""
 
-    def write_copies(self, tier: DiskTier, drafts: Sequence[tuple[int, Draft]], keep: Sequence[int]) -> None:
-        """Append copies of blocks of the tier, and let the index name them; of the segments ``keep`` none is removed.
-        Raises as any write does."""
+    def write_copies(self, tier: DiskTier, drafts: Sequence[tuple[int, Draft]]) -> None:
+        """Append copies of blocks of the tier, and let the index name them; none of its segments is removed. Raises as
+        any write does."""
 
 
 class Gain(NamedTuple):
@@ -140,6 +139,8 @@ class Compactor:
                 if tier.is_suspended():
                     raise
                 self._failed(e)
+                if not job.bytes_copied:  # nor would it be any other the next time
+                    self._left_alone.update((tier.tier_no, n) for n in job.segments)
             done += job.disk_bytes
             yield done, max(done, total)
 
@@ -196,7 +197,7 @@ class Compactor:
         self._seal_if_sparse(tier)
         candidates, live = self._candidates(tier), 0
         picked: list[SegmentFacts] = []
-        spare = self._writer.spare_bytes(tier, _PLANNED_BLOCKS) - 3 * PAGE
+        spare = self._writer.spare_bytes(tier, _BATCH_BLOCKS) - 3 * PAGE
         while at_most is None or len(picked) < at_most:
             if (segment_no := self._pick(tier, candidates)) is None:
                 break
@@ -234,7 +235,7 @@ class Compactor:
                 return
         except BaseException as e:
             del self._jobs[tier.tier_no]
-            if not (isinstance(e, NoRoom) or tier.is_suspended()):
+            if not (isinstance(e, NoRoom | IndexFull) or tier.is_suspended()):
                 self._left_alone.update((tier.tier_no, n) for n in job.segments)
             raise
         del self._jobs[tier.tier_no]
@@ -255,7 +256,7 @@ class Compactor:
         if drafts:
             if tier.space_for([d for _, d in drafts]) > self._writer.spare_bytes(tier, len(drafts)):
                 raise NoRoom(f"tier {tier.name}: no room for the copies")
-            self._writer.write_copies(tier, drafts, job.segments)
+            self._writer.write_copies(tier, drafts)
         job.bytes_copied += size
         tier.copying.take(size)
         self._signals.count("compaction_bytes_copied", size)
@@ -271,7 +272,8 @@ class Compactor:
         tier = job.tier
         tier.seal()
         with self._ledger.change() as change:
-            change.live.update({(tier.tier_no, n): 0 for n in job.segments if n in tier.segments})
+            dead = [n for n, s in tier.segments.items() if n in job.segments or not s.live_bytes]  # of heirs too
+            change.live.update({(tier.tier_no, n): 0 for n in dead})
         left = [n for n in job.segments if n in tier.segments]
         self._left_alone.update((tier.tier_no, n) for n in left)
         kept = sum(tier.segments[n].disk_bytes for n in left)

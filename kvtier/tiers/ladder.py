@@ -96,9 +96,9 @@ class Ladder(Holdings):
             self._signals.count(reason.name.lower())
             self.ledger.note([block_id], reason, top)
         self.ledger.touch(unchanged)
-        written = self._append(top, [d for _, d in drafts])
         renewed = self._planner.renewed(group.puts, unchanged)
-        self.ledger.renew(renewed)
+        written = self._append(top, [d for _, d in drafts])
+        self.ledger.renew(renewed)  # last: it is for the next commit, whatever that is
         if written or group.deletes or renewed:
             self._commit(top, drafts, written, group.deletes)
             self._signals.count("blocks_written", sum(w.head.kind is RecordKind.BLOCK for w in written))
@@ -339,11 +339,11 @@ class Ladder(Holdings):
             self._signals.count("key_missing")
         return moved
 
-    def write_copies(self, tier: DiskTier, drafts: Sequence[tuple[int, Draft]], keep: Sequence[int]) -> None:
-        """Append copies of blocks of the tier, and let the index name them; of the segments ``keep`` none is removed.
-        Raises as any write does."""
+    def write_copies(self, tier: DiskTier, drafts: Sequence[tuple[int, Draft]]) -> None:
+        """Append copies of blocks of the tier, and let the index name them; none of its segments is removed. Raises as
+        any write does."""
         written = self._append(tier, [d for _, d in drafts])
-        self._commit(tier, drafts, written, keep=[(tier.tier_no, n) for n in keep])
+        self._commit(tier, drafts, written, keep=[(tier.tier_no, n) for n in tier.segments])
 
     def rewrite(self, blocks: Sequence[NewBlock], tier: DiskTier) -> None:
         """Write blocks of a tier anew, in that tier. :class:`OSError` or :class:`NoRoom`: none was."""

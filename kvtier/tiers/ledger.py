@@ -183,6 +183,7 @@ class Ledger:
                 txn.add_departures({**change.departures, **self._noted}.values(), self._departure_rows)
                 self._save_counters(change)
         except BaseException:
+            self._renewed.clear()
             for order in self._orders:
                 order.reset()
             raise

@@ -601,3 +601,8 @@ def test_the_command_refuses(sparse: Path, capsys: pytest.CaptureFixture[str]) -
     with Store.open(sparse):
         assert run(["compact", str(sparse)]) == 2
     assert "kvtier: " in capsys.readouterr().err
+
+
+def test_by_hand_nothing_is_made_where_no_store_is(tmp_path: Path) -> None:
+    assert run(["compact", str(tmp_path / "mistyped")]) == 2
+    assert list(tmp_path.iterdir()) == []

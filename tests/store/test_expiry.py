@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvtier import BlockState, Config, LimitError, Miss, MissReason, PutItem, Store, single_key
+from kvtier import BlockState, Config, FlushError, LimitError, Miss, MissReason, PutItem, Store, single_key
 from kvtier.clock import StoreTime
+from kvtier.index.lmdb_index import LmdbIndex, WriteTxn
 from tests.stores import KIB, MIB, config, fill, names, noise, settle, tier, value_of
 
 SIZE = 100 * KIB
@@ -257,3 +261,31 @@ def test_the_worker_wakes_by_itself(tmp_path: Path) -> None:
         while store.stats().blocks:  # until the worker has done it
             time.sleep(0.01)
         assert store.stats().counters["expired"] == 1
+
+
+def test_a_renewal_that_failed_is_not_for_a_later_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit that would renew the block fails, and so does the one that would delete it."""
+    write, fails = LmdbIndex.write, [2]
+
+    @contextmanager
+    def failing(index: LmdbIndex) -> Iterator[WriteTxn]:
+        with write(index) as txn:
+            yield txn
+            if fails[0]:
+                fails[0] -= 1
+                raise OSError(errno.ENOSPC, "no space")
+
+    with Store.open(config(tmp_path), background=False) as store:
+        store.put(b"k", b"value", ttl=3000)
+        store.flush()
+        monkeypatch.setattr(LmdbIndex, "write", failing)
+        store.put(b"k", b"value", ttl=60)
+        with pytest.raises(FlushError):
+            store.flush()
+        assert fails == [0]
+        assert store._back is not None
+        store._back.ladder.tiers[0].recovered()
+        store.put(b"k", b"another", ttl=0)
+        store.flush()
+        with store._back.parts.index.read() as view:
+            assert [entry.expires_at for _, entry in view.blocks()] == [0]

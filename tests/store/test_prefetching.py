@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtier import Hit, Store
+from kvtier import ConfigError, Hit, Store
 from kvtier.events import PolicyDisabled
 from kvtier.fs import OsFileSystem
 from kvtier.testing import Call, FaultyFileSystem
@@ -155,3 +155,19 @@ def test_a_chain_comes_up_after_its_answer_if_the_policy_says_so(tmp_path: Path)
         assert {hit.tier for hit in store.get_many(KEYS) if isinstance(hit, Hit)} == {"ram"}
     with reopened(tmp_path / "chain") as store:
         assert store.answered(KEYS) == 0
+
+
+def test_the_same_key_many_times_is_read_once(tmp_path: Path) -> None:
+    settings = config(tmp_path, ram=4 * MIB)
+    with Store.open(settings) as store:
+        fill(store, KEYS[:1], SIZE)
+    with Store.open(settings) as store:
+        assert store.prefetch(KEYS[:1] * 100) == 1
+        value_of(store.get(KEYS[0]))
+        assert store.stats().prefetch.loaded == 1
+
+
+def test_a_policy_that_cannot_be_made_leaves_nothing_open(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no_such"):
+        Store.open(config(tmp_path, ram=4 * MIB, prefetch={"policy": "no_such.module:Class"}))
+    Store.open(config(tmp_path, ram=4 * MIB)).close()
