@@ -257,7 +257,8 @@ class Recovery:
         numbers = tier.list_segments()
         self.report.rebuilt |= bool(numbers)
         tier.next_segment_no = max(numbers, default=0) + 1
-        numbers = [n for n in numbers if self._is_readable(tier, n)]
+        numbers = [n for n in numbers if self._take_up(tier, n)]
+        self._fs.sync_dir(tier.setup.folder)
         with closing(self._records(tier, numbers, 0)) as records:
             for batch in _batches(records):
                 self._hold_contents(tier, batch, numbers)
@@ -288,9 +289,16 @@ class Recovery:
             for content_id in _add_contents(change, tier, records):
                 change.hold(tier.tier_no, content_id)
 
-    def _is_readable(self, tier: DiskTier, number: int) -> bool:
+    def _take_up(self, tier: DiskTier, number: int) -> bool:
+        """Whether a segment can be read; then it is durable, too: what is in it may have been written just before a
+        kill, and what is older will be marked as dead."""
         try:
             tier.know(number, 0)
+            fd = self._fs.open(tier.path_of(number), write=True)
+            try:
+                self._fs.sync_data(fd)
+            finally:
+                self._fs.close(fd)
         except OSError as e:
             self._signals.count("segments_unreadable")
             tier.health.last_error = str(e)

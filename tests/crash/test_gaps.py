@@ -195,6 +195,18 @@ def test_gap_written_not_synced_later_power(world: World) -> None:
     assert calls == ["sync_data", "sync_dir"]
 
 
+def test_gap_written_not_synced_index_lost_later_power(world: World) -> None:
+    """An index made anew gives the older value up only once the newer one is durable."""
+    store = world.holding(b"k", OLD)
+    world.dies_before("sync_data", overwrite(store))
+    world.lose_index()
+    fs, (file,) = FaultyFileSystem(OsFileSystem()), segments(world.folder, "top")
+    reopen(world.settings, fs).close()
+    calls = [call.op for call in fs.trace if call.path in (str(file), str(file.parent))]
+    assert calls[:3] == ["sync_data", "sync_dir", "write_at"]
+    assert world.says(b"k") == NEW
+
+
 def test_gap_written_not_synced_power(world: World) -> None:
     store = world.holding(b"k", OLD)
     world.dies_before("sync_data", overwrite(store))
