@@ -65,7 +65,8 @@ class Advised(Opened):
             self._back.hold(namespace, ids, -1)
 
     def hint(self, keys: Iterable[bytes], hint: Hint, *, namespace: bytes = b"") -> None:
-        """Advise the eviction policies of all tiers on blocks: the latest hint on a block counts, until it leaves.
+        """Advise the eviction policies of all tiers on blocks: the latest hint on a block counts, until it is deleted
+        or leaves the disk.
 
         Give it the chain of a session when that ends, pauses, or becomes more important. A policy that knows no hints
         ignores it. Hints on up to 65,536 blocks are kept, in memory only; one on a block that is not there counts once

@@ -138,10 +138,11 @@ class Front:
         with self._lock:
             self.ram.put(block_id, block, needs_parent=True)
 
-    def delete(self, block_id: int, *, on_disk: bool) -> None:
+    def delete(self, namespace: bytes, block_id: int, *, on_disk: bool) -> None:
         """Forget a block now, and on disk as soon as its turn comes."""
         with self._lock:
             self.ram.remove(block_id)
+            self.ram.forget_hint(namespace, block_id)
             if on_disk:
                 self.queue.add(block_id, None)
 

@@ -219,7 +219,7 @@ class Store(Advised):
             return False
         if found is not None and found.block is None:
             return False
-        self._front.delete(wanted.block_id, on_disk=self._back is not None)
+        self._front.delete(namespace, wanted.block_id, on_disk=self._back is not None)
         if self._back:
             self._back.poke()
         return True

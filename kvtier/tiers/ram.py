@@ -109,6 +109,10 @@ class RamTier:
         for block_id in block_ids:
             self.policy.hint(block_id, hint)
 
+    def forget_hint(self, namespace: bytes, block_id: int) -> None:
+        """What comes under this name from now on is another block."""
+        self._advice.forget(namespace, [block_id])
+
     def keep_to(self, cap: int) -> int:
         """Use ``cap`` bytes at most from now on, but as many as the blocks that are held; evicts some of what is above
         it, and returns how many blocks: 0 if it is all that can be."""

@@ -138,3 +138,18 @@ def test_a_store_without_disks_takes_hints() -> None:
         fill(store, names(30), SIZE)
         assert store.get(b"k")
         assert store.stats().hinted == 1
+
+
+def test_a_hint_is_not_for_what_is_put_after_a_deletion(tmp_path: Path) -> None:
+    with opened(tmp_path, ram=MIB) as store:
+        store.put(b"k", b"value")
+        store.hint([b"k"], Hint(priority=1))
+        store.flush()
+        settle(store)
+        store.delete(b"k")
+        store.flush()
+        Important.told.clear()
+        store.put(b"k", b"another")
+        store.flush()
+        settle(store)
+        assert Important.told == []

@@ -70,7 +70,7 @@ def test_looking_is_no_use() -> None:
 def test_a_deletion_hides_the_block_until_it_is_durable() -> None:
     f = front()
     put(f, 1, block())
-    f.delete(1, on_disk=True)
+    f.delete(b"", 1, on_disk=True)
     assert seen(f) == (None, "queue")
     f.keep(1, block(b"old"), 0, lambda: True)  # a late reader
     assert seen(f) == (None, "queue")
@@ -114,7 +114,7 @@ def test_a_chain_is_used_from_its_end_so_that_its_start_stays() -> None:
 def test_find_many_answers_in_order() -> None:
     f = front()
     put(f, 2, block(b"two", key=b"2"))
-    f.delete(3, on_disk=True)
+    f.delete(b"", 3, on_disk=True)
     found = f.find_many([Wanted(i, b"", b"%d" % i, b"%d" % i) for i in (1, 2, 3)], use=True)
     assert [x and (x.block and bytes(x.block.buffers[0]), x.place) for x in found] == [
         None,
