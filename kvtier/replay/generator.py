@@ -22,6 +22,7 @@ from kvtier.replay.trace import Chains, Request, Trace, make_trace
 PREFIX = "generate:"
 BLOCK_TOKENS = 256
 _REQUESTS_MAX = 10_000_000
+_SHARED_MAX = 10_000
 
 
 class Session:
@@ -173,9 +174,17 @@ def generate(name: str) -> Trace:
     return CLASSES[kind](**values).trace(name)
 
 
+_MOST = {
+    "requests": _REQUESTS_MAX,
+    "prompts": _SHARED_MAX,
+    "repos": _SHARED_MAX,
+    "instructions": _SHARED_MAX,
+    "once": 1,
+}
 _RANGES = {
     "seed": "a whole number from 0",
     "requests": f"a whole number from 1 to {_REQUESTS_MAX}",
+    **dict.fromkeys(("prompts", "repos", "instructions"), f"a whole number from 1 to {_SHARED_MAX}"),
     "once": "from 0 to 1",
     "turns": "from 1",
     "steps": "from 1",
@@ -189,8 +198,7 @@ def _parse(text: str, kind: type, key: str) -> Any:
     except ValueError:
         return None
     least = 1 if _RANGES.get(key) == "from 1" else 0
-    most = {"requests": _REQUESTS_MAX, "once": 1.0}.get(key, 1e12)
-    ok = math.isfinite(value) and least <= value <= most and (value > 0 or key in ("seed", "once"))
+    ok = math.isfinite(value) and least <= value <= _MOST.get(key, 1e12) and (value > 0 or key in ("seed", "once"))
     return value if ok else None
 
 

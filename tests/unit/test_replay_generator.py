@@ -90,6 +90,7 @@ def test_parameters_do_what_they_say() -> None:
         ("generate:agents?rate=nan", "rate=nan is out of range"),
         ("generate:agents?steps=0.5", "steps=0.5 is out of range"),
         ("generate:documents?once=2", "once=2 is out of range"),
+        ("generate:agents?repos=99999999999", "repos=99999999999 is out of range"),
         ("generate:agents?rate=", "rate= is out of range"),
     ],
 )
