@@ -257,8 +257,8 @@ class Recovery:
         numbers = tier.list_segments()
         self.report.rebuilt |= bool(numbers)
         tier.next_segment_no = max(numbers, default=0) + 1
-        numbers = [n for n in numbers if self._take_up(tier, n)]
-        self._fs.sync_dir(tier.setup.folder)
+        numbers = [n for n in numbers if self._is_readable(tier, n)]
+        self._make_durable(tier, numbers)
         with closing(self._records(tier, numbers, 0)) as records:
             for batch in _batches(records):
                 self._hold_contents(tier, batch, numbers)
@@ -289,22 +289,31 @@ class Recovery:
             for content_id in _add_contents(change, tier, records):
                 change.hold(tier.tier_no, content_id)
 
-    def _take_up(self, tier: DiskTier, number: int) -> bool:
-        """Whether a segment can be read; then it is durable, too: what is in it may have been written just before a
-        kill, and what is older will be marked as dead."""
+    def _is_readable(self, tier: DiskTier, number: int) -> bool:
         try:
             tier.know(number, 0)
-            fd = self._fs.open(tier.path_of(number), write=True)
-            try:
-                self._fs.sync_data(fd)
-            finally:
-                self._fs.close(fd)
         except OSError as e:
             self._signals.count("segments_unreadable")
             tier.health.last_error = str(e)
             self._unread.add((tier.tier_no, number))
             return False
         return True
+
+    def _make_durable(self, tier: DiskTier, numbers: Sequence[int]) -> None:
+        """What is in a segment may have been written just before a kill, and what is older will be marked as dead. If
+        it cannot be made durable, the index is not made. What a file system held that is read-only now, is on it."""
+        for number in numbers:
+            try:
+                fd = self._fs.open(tier.path_of(number), write=True)
+            except OSError as e:
+                if e.errno == errno.EROFS:
+                    continue
+                raise
+            try:
+                self._fs.sync_data(fd)
+            finally:
+                self._fs.close(fd)
+        self._fs.sync_dir(tier.setup.folder)
 
     def _records(self, tier: DiskTier, numbers: Sequence[int], walked: int) -> Generator[Written, None, None]:
         """The records that are not dead, oldest segment first; payloads are checked where the tail may be torn.

@@ -207,6 +207,40 @@ def test_gap_written_not_synced_index_lost_later_power(world: World) -> None:
     assert world.says(b"k") == NEW
 
 
+def test_gap_written_not_synced_index_lost_and_cannot_be(world: World) -> None:
+    """No index is made of what may not be on the disk; nor without it, since it was promised for the most part."""
+    store = world.holding(b"k", OLD)
+    world.dies_before("sync_data", overwrite(store))
+    world.lose_index()
+    fs, (file,) = FaultyFileSystem(OsFileSystem()), segments(world.folder, "top")
+
+    def watch(call: Call) -> None:
+        if (call.op, call.path) == ("sync_data", str(file)):
+            raise OSError(errno.EIO, "Input/output error", call.path)
+
+    fs.on_call = watch
+    with pytest.raises(OSError, match="Input/output error"):
+        reopen(world.settings, fs)
+    assert "write_at" not in [call.op for call in fs.trace if call.path == str(file)]
+    assert world.says(b"k") == NEW
+
+
+def test_an_index_is_made_of_segments_that_cannot_be_written(world: World) -> None:
+    """A file system that was made read-only wrote first what it held."""
+    world.holding(b"k", NEW).close()
+    world.lose_index()
+    (file,) = segments(world.folder, "top")
+
+    class ReadOnly(OsFileSystem):
+        def open(self, path: str, *, create: bool = False, write: bool = False) -> int:
+            if path == str(file) and write:
+                raise OSError(errno.EROFS, "Read-only file system", path)
+            return super().open(path, create=create, write=write)
+
+    with reopen(world.settings, ReadOnly()) as store:
+        assert value_of(store.get(b"k")) == NEW
+
+
 def test_gap_written_not_synced_power(world: World) -> None:
     store = world.holding(b"k", OLD)
     world.dies_before("sync_data", overwrite(store))
