@@ -43,12 +43,17 @@ class Front:
         first_seq: int,
         passing: StoreTime,
         ask_again: Callable[[int], bool] = lambda block_id: False,
+        *,
+        write_back: bool = False,
     ) -> None:
         """``passing``: the time by which blocks expire. ``ask_again`` is told that a block was read which no disk tier
-        has taken in, and says whether one may now."""
+        has taken in, and says whether one may now. ``write_back``: blocks are queued when they leave RAM, not when they
+        are put."""
         self._lock = threading.Lock()
         self.ram = ram
+        self.ram.write = self._write
         self.queue = WriteQueue(queue_bytes_max, self._lock, first_seq)
+        self._write_back = write_back
         self.ram_hits = 0
         self.queue_hits = 0
         self.forgotten = 0
@@ -86,13 +91,18 @@ class Front:
         block = self.ram.get(wanted.block_id) if use else self.ram.peek(wanted.block_id)
         if block is not None and block.names(wanted.namespace, wanted.key):
             self.ram_hits += use
-            if use and wanted.block_id in self.ram.waiting and self._ask_again(wanted.block_id):
-                self._again.append((wanted.block_id, block))
+            if use:
+                self._note_use(wanted.block_id, block)
             return InMemory(block, "ram")
         if pending is not None and pending.block is not None and pending.block.names(wanted.namespace, wanted.key):
             self.queue_hits += use
             return InMemory(pending.block, "queue")
         return None
+
+    def _note_use(self, block_id: int, block: RamBlock) -> None:
+        is_waiting = block_id in self.ram.waiting
+        if (is_waiting or block_id in self.ram.unwritten) and self._ask_again(block_id) and is_waiting:
+            self._again.append((block_id, block))
 
     def _put_again(self) -> None:
         """Queue what may be taken in now, ancestors first, as far as there is room."""
@@ -118,20 +128,30 @@ class Front:
     ) -> PutOutcome:
         """Take a block in. If the queue is full: ``wait`` for it to change, or skip.
 
-        A skipped block stays in RAM only if ``is_new()``: else an older value would come back after it.
+        A skipped block stays in RAM only if ``is_new()``: else an older value would come back after it. One that is to
+        be written back waits as well: what it displaces is queued.
         """
         with self._lock:
             while not self.queue.has_room(block.nbytes) and not self._closed:
                 if skip_when_full:
-                    if is_new() and self.queue.find(block_id) is None and self.ram.peek(block_id) is None:
+                    is_unknown = self.queue.find(block_id) is None and self.ram.peek(block_id) is None
+                    if not self._write_back and is_unknown and is_new():
                         self.ram.put(block_id, block)
                     return PutOutcome.SKIPPED
                 wait(self.queue.changed)
             if self._closed:
                 raise StoreClosed("the store was closed while the block waited")
-            self.queue.add(block_id, block)
-            self.ram.put(block_id, block)
+            may_wait = self._write_back and self.queue.find(block_id) is None  # what is queued must not come after it
+            if not may_wait:
+                self.queue.add(block_id, block)
+            self.ram.put(block_id, block, write_back=may_wait)
             return PutOutcome.QUEUED
+
+    def _write(self, block_id: int, block: RamBlock) -> None:
+        """A block leaves RAM, or is wanted on disk: queue it. If its time is up it takes an older value with it."""
+        is_over = block.expires_at and self.time.now() >= block.expires_at
+        self.queue.add(block_id, None if is_over else block)
+        self.wake()
 
     def put_in_ram(self, block_id: int, block: RamBlock) -> None:
         """Take a block in where there is no disk tier."""
@@ -141,7 +161,7 @@ class Front:
     def delete(self, namespace: bytes, block_id: int, *, on_disk: bool) -> None:
         """Forget a block now, and on disk as soon as its turn comes."""
         with self._lock:
-            self.ram.remove(block_id)
+            self.ram.discard(block_id)
             self.ram.forget_hint(namespace, block_id)
             if on_disk:
                 self.queue.add(block_id, None)
@@ -153,7 +173,8 @@ class Front:
         forgotten ``since``, which is what :attr:`forgotten` was."""
         with self._lock:
             is_new = self.queue.find(block_id) is None and self.ram.peek(block_id) is None
-            if is_new and self.forgotten == since and is_current():
+            may_displace = not self.ram.unwritten or self.queue.has_room(block.nbytes)
+            if is_new and may_displace and self.forgotten == since and is_current():
                 self.ram.put(block_id, block)
                 if prefetched and self.ram.peek(block_id) is not None:
                     self.ram.brought.came(block_id, block.nbytes)
@@ -172,12 +193,13 @@ class Front:
     def keep_ram_to(self, cap: int) -> int:
         """Use ``cap`` bytes of RAM at most from now on; returns how many blocks had to leave for it."""
         evicted = 0
-        while True:
+        while self.queue.bytes_used <= self.queue.bytes_max:  # else what leaves is not free before it is written
             with self._lock:
                 some = self.ram.keep_to(cap)
             if not some:
-                return evicted
+                break
             evicted += some
+        return evicted
 
     # -- hints and pins -----------------------------------------------------------------------------
 
@@ -246,13 +268,15 @@ class Front:
     def drain(self, wait: Callable[[threading.Condition], None]) -> tuple[int, BaseException | None]:
         """Wait until all that is queued now is durable or failed; returns the failures since last asked."""
         with self._lock:
+            self.ram.write_all()
             target = self.queue.last_seq
             while not self.queue.is_durable_to(target):
                 wait(self.queue.changed)
             return self.queue.take_failures()
 
     def close(self) -> None:
-        """Wake everyone who waits for room."""
+        """Queue what is still to be written, and wake everyone who waits for room."""
         with self._lock:
             self._closed = True
+            self.ram.write_all()
             self.queue.changed.notify_all()

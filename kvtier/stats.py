@@ -18,7 +18,8 @@ from kvtier.tiers.quotas import counted_bytes
 @dataclass(frozen=True)
 class RamStats:
     """The RAM tier now. ``bytes_max_effective``: what it may use, which is less while memory is short.
-    ``waiting``: blocks that the first disk tier did not take in, and may yet."""
+    ``waiting``: blocks that the first disk tier did not take in, and may yet; ``unwritten``: blocks that go there when
+    they leave."""
 
     bytes_max: int
     bytes_max_effective: int
@@ -27,6 +28,7 @@ class RamStats:
     hits: int
     evictions: int
     waiting: int
+    unwritten: int
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,16 @@ def _prefetch_stats(front: Front, counts: dict[str, int]) -> PrefetchStats:
 
 def _ram_stats(front: Front) -> RamStats:
     ram = front.ram
-    return RamStats(ram.bytes_max, ram.cap, ram.bytes_used, len(ram), front.ram_hits, ram.evictions, len(ram.waiting))
+    return RamStats(
+        bytes_max=ram.bytes_max,
+        bytes_max_effective=ram.cap,
+        bytes_used=ram.bytes_used,
+        blocks=len(ram),
+        hits=front.ram_hits,
+        evictions=ram.evictions,
+        waiting=len(ram.waiting),
+        unwritten=len(ram.unwritten),
+    )
 
 
 def _namespace_stats(ladder: Ladder | None, tally: Tally) -> tuple[NamespaceStats, ...]:

@@ -124,7 +124,14 @@ class Store(Advised):
         self._closing = threading.Lock()
         first_seq = parts.ladder.ledger.last_seq + 1 if parts else 1
         ask_again = parts.ladder.tiers[0].gate.used if parts and not read_only else lambda block_id: False
-        self._front = Front(ram, config.write_behind.bytes_max, first_seq, passing, ask_again)
+        self._front = Front(
+            ram,
+            config.write_behind.bytes_max,
+            first_seq,
+            passing,
+            ask_again,
+            write_back=config.ram.write == "back" and not read_only,
+        )
         self._skip_when_full = config.write_behind.when_full == "skip"
         self._skips = Skips(signals)
         self._back: Back | None = None

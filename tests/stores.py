@@ -21,7 +21,7 @@ def tier(name: str = "disk", **changes: Any) -> dict[str, Any]:
 def config(
     folder: Path,
     *tiers: dict[str, Any],
-    ram: int = 0,
+    ram: int | dict[str, Any] = 0,
     value_bytes_max: int = 512 * KIB,
     queue: int = 64 * MIB,
     when_full: str = "wait",
@@ -31,7 +31,7 @@ def config(
     return Config.from_dict(
         {
             "store": {"path": folder / "store", "value_bytes_max": value_bytes_max},
-            "ram": {"bytes_max": ram},
+            "ram": ram if isinstance(ram, dict) else {"bytes_max": ram},
             "write_behind": {"bytes_max": queue, "when_full": when_full},
             "prefetch": prefetch or {},
             "tier": tiers or (tier(),),

@@ -34,6 +34,11 @@ def _size_problems(config: Config) -> Iterator[ConfigProblem]:
     if not config.tier and config.ram.bytes_max == 0:
         message = "is 0 and there is no disk tier, so nothing can be stored"
         yield ConfigProblem("ram.bytes_max", message, 'for example "1GiB"')
+    if config.ram.write == "back" and (config.ram.bytes_max == 0 or not config.tier):
+        message = "'back' keeps blocks in RAM until they are written, and " + (
+            "there is no disk tier" if config.ram.bytes_max else "ram.bytes_max is 0"
+        )
+        yield ConfigProblem("ram.write", message, 'leave it out, or set write = "through"')
     if config.tier and config.write_behind.bytes_max < value:
         message = f"is smaller than store.value_bytes_max ({shown})"
         yield ConfigProblem("write_behind.bytes_max", message, f"at least {shown}, or lower that limit")

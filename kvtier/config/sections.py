@@ -34,6 +34,7 @@ from kvtier.units import GIB, KIB, MIB, TIB, BadValue, Percent, disk_total, form
 TierKind = Literal["ssd", "hdd"]
 CodecName = Literal["none", "zstd", "zstd-planes"]
 WhenFull = Literal["wait", "skip"]
+WriteMode = Literal["through", "back"]
 
 SEGMENT_BYTES_MIN = 64 * KIB
 #: What a record may need besides its payload: header, key, namespace, metadata, lengths, alignment.
@@ -84,6 +85,7 @@ class RamConfig(Section):
 
     bytes_max: Cap = _size("1GiB", "Cap of the RAM tier: a size, or a share of memory; 0 for none.")
     eviction: Eviction = Field("leaf-lru", description="What leaves first at the cap.")
+    write: WriteMode = Field("through", description="Whether a block goes to disk when it is put, or when it leaves.")
     available_bytes_min: Floor = Field(
         None,
         json_schema_extra=without_default,

@@ -53,6 +53,8 @@ class RamTier:
         self.policy = Guarded(policy, self._fall_back)
         self._on_failure = on_failure
         self.waiting: dict[int, int] = {}  # blocks that no disk tier has taken in, and the number of their put
+        self.unwritten: dict[int, None] = {}  # blocks that are written when they leave, oldest first
+        self.write: Callable[[int, RamBlock], None] = lambda block_id, block: None  # told of these when they do
         self._advice = Advice()
         self.brought = Brought()  # by a prefetch
         self.bytes_taken = 0  # since it was made
@@ -80,19 +82,24 @@ class RamTier:
         """The block, without counting as a use."""
         return self._blocks.get(block_id)
 
-    def put(self, block_id: int, block: RamBlock, *, needs_parent: bool = False) -> None:
+    def put(self, block_id: int, block: RamBlock, *, needs_parent: bool = False, write_back: bool = False) -> None:
         """Insert or replace, then evict down to the cap; a block that alone is over the cap is not kept.
 
-        ``needs_parent``: nor is one that would displace others while its parent is not here.
+        ``needs_parent``: nor is one that would displace others while its parent is not here. ``write_back``: the block
+        is to be written when it leaves, or now if it is not kept.
         """
-        self.remove(block_id)
+        self.discard(block_id)
         size = block.nbytes + OVERHEAD_BYTES
         is_orphan = needs_parent and block.parent_id != NO_PARENT and block.parent_id not in self._blocks
         if size > (self.cap - self.bytes_used if is_orphan else self.cap):
+            if write_back:
+                self._have_written(block_id, block)
             return
         limit = max(self.cap, self.bytes_used)  # what is above the cap since it went down is not this block's to evict
         self._clock += 1
         self._blocks[block_id] = block
+        if write_back:
+            self.unwritten[block_id] = None
         self.bytes_used += size
         self.bytes_taken += size
         self.policy.add(block_id, block.parent_id, self._clock, block.nbytes)
@@ -126,8 +133,21 @@ class RamTier:
         return _KEEP_TO_BLOCKS
 
     def remove(self, block_id: int) -> None:
+        """Give a block up; one that is not written yet is now."""
         self._forget(block_id)
         self.policy.remove(block_id)
+
+    def discard(self, block_id: int) -> None:
+        """Give a block up that something newer replaces: it need not be written."""
+        self.unwritten.pop(block_id, None)
+        self.remove(block_id)
+
+    def write_all(self) -> None:
+        """Have everything written that is not; it stays."""
+        while self.unwritten:
+            block_id = next(iter(self.unwritten))
+            del self.unwritten[block_id]
+            self._have_written(block_id, self._blocks[block_id])
 
     def clear(self) -> None:
         """Remove all blocks."""
@@ -156,3 +176,15 @@ class RamTier:
         if block is not None:
             self.bytes_used -= block.nbytes + OVERHEAD_BYTES
             self.brought.gone(block_id)
+            if block_id in self.unwritten:
+                del self.unwritten[block_id]
+                self._have_written(block_id, block)
+
+    def _have_written(self, block_id: int, block: RamBlock) -> None:
+        """After what it extends: without that a block is of no use, and a full tier refuses it."""
+        chain = [(block_id, block)]
+        while (parent_id := chain[-1][1].parent_id) in self.unwritten:
+            del self.unwritten[parent_id]
+            chain.append((parent_id, self._blocks[parent_id]))
+        for each in reversed(chain):
+            self.write(*each)
