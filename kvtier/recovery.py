@@ -246,6 +246,7 @@ class Recovery:
         self._tails, self._unread = {}, set()
         with self._index.write() as txn:
             txn.clear()
+            self._ledger.save_counters(txn)  # what time it is, and write budgets, are in no record
         for tier in self._tiers:
             self._rebuild_tier(tier)
         with self._ledger.change() as change:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kvtier import Config, Hit, KeyProvider, MissReason, Store
-from kvtier.fs import FileSystem, OsFileSystem
 from kvtier.clock import Clock
+from kvtier.fs import FileSystem, OsFileSystem
 from kvtier.index.schema import Reason
 from kvtier.testing import FaultyFileSystem
 from kvtier.tiers.ladder import Ladder
@@ -230,9 +230,7 @@ def reopen(
     return Store.open(settings, fs=fs or OsFileSystem(), clock=clock, background=False, keys=keys)
 
 
-def check_usable(
-    settings: Config, oracle: Oracle, keys: KeyProvider | None = None, clock: Clock | None = None
-) -> None:
+def check_usable(settings: Config, oracle: Oracle, keys: KeyProvider | None = None, clock: Clock | None = None) -> None:
     """The store takes, keeps and forgets blocks again, through one more reopening, and stays under its caps.
 
     ``settings`` take in every block."""

@@ -99,7 +99,7 @@ def looks(world: World) -> Client:
     while True:
         key, chain = world.rng.choice(KEYS), world.rng.choice(CHAINS)
         since = world.model.now(key)
-        match world.rng.randrange(5):
+        match world.rng.randrange(6):
             case 0:
                 outcome = world.store.get(key)
                 world.model.check(key, outcome, since)
@@ -110,6 +110,9 @@ def looks(world: World) -> Client:
                 yield f"prefetch {chain[0]!r}: {world.store.prefetch(chain)}"
             case 3:
                 yield f"match {chain[0]!r}: {world.store.match(chain)}"
+            case 4:
+                world.store.forget_keys()
+                yield "forget what is in RAM"
             case _:
                 yield f"explain {key!r}: {world.store.explain(key).state.value}"
 

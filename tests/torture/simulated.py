@@ -1,5 +1,5 @@
-"""What a simulated life needs of its world: time, jobs, identities, and what others leave of the disk and of memory. All
-of it follows from a seed and from nothing else."""
+"""What a simulated life needs of its world: time, jobs, identities, and what others leave of disk and memory. All of it
+follows from a seed and from nothing else."""
 
 from __future__ import annotations
 
