@@ -131,8 +131,8 @@ def test_what_no_commit_covers_expires_by_the_end_of_its_day(
 def test_the_time_survives_a_death_while_the_index_is_made_anew(
     mortal: Mortal, monkeypatch: pytest.MonkeyPatch, wall: float
 ) -> None:
-    """The index is found to be behind its segments; the wall clock is wrong meanwhile, which may cost seven days at each
-    of two openings."""
+    """The index is found to be behind its segments; the wall clock is wrong meanwhile, which may cost seven days
+    at each of two openings."""
     mortal.store.put(b"k", b"value", ttl=20 * DAY_S)
     mortal.store.flush()
     assert mortal.store._back is not None
