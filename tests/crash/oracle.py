@@ -28,23 +28,24 @@ class LostBlock(AssertionError):
     """A store gave no value where it had promised one."""
 
 
-def two_tiers(folder: Path, *, top_bytes: int = 768 * KIB, low_bytes: int = 32 * MIB) -> Config:
+def two_tiers(folder: Path, *, top_bytes: int = 768 * KIB, low_bytes: int = 32 * MIB, **policies: object) -> Config:
     """Two tiers, the upper one with room for some 20 blocks (its cap counts the index, and 256 KiB of slack),
-    in segments of 64 KiB; no RAM, so that every answer comes from disk."""
+    in segments of 64 KiB; no RAM, so that every answer comes from disk. ``policies``: of both."""
     return config(
         folder,
-        tier("top", bytes_max=top_bytes, segment_bytes=64 * KIB),
-        tier("low", bytes_max=low_bytes, segment_bytes=64 * KIB),
+        tier("top", bytes_max=top_bytes, segment_bytes=64 * KIB, **policies),
+        tier("low", bytes_max=low_bytes, segment_bytes=64 * KIB, **policies),
         value_bytes_max=32 * KIB,
     )
 
 
 class Oracle:
     """For each key: every value that it may have now (None: absent), and every one it ever had. ``now`` is the time by
-    which values expire."""
+    which values expire; without it none do, as far as is known here."""
 
-    def __init__(self, now: Callable[[], float] = lambda: 0.0) -> None:
-        self.now = now
+    def __init__(self, now: Callable[[], float] | None = None) -> None:
+        self.now = now or (lambda: 0.0)
+        self._is_timed = now is not None
         self.may_be: dict[bytes, set[bytes | None]] = {}
         self.ever: dict[bytes, set[bytes | None]] = {}
         self.lifetimes = Lifetimes()
@@ -52,6 +53,8 @@ class Oracle:
         self.given_up: set[bytes] = set()
         self.refused: set[bytes] = set()  # of those, what may still be taken in
         self._over: set[bytes] = set()  # what was removed since its last put had expired
+        self._is_undone = False
+        self._came_back: set[bytes] = set()
 
     def set(self, key: bytes, value: bytes | None, expires_at: int = 0) -> None:
         """A put or (None) a deletion was asked for: until the next flush the key has its old value or this."""
@@ -70,6 +73,7 @@ class Oracle:
             self.may_be[key] = {value, None} if key in self.given_up | self._over else {value}
             if value is not None and key not in self.given_up:
                 self.lifetimes.flushed(key, value)
+            self._came_back.discard(key)
         self.waiting.clear()
 
     def failed(self) -> None:
@@ -117,11 +121,15 @@ class Oracle:
         self.lifetimes.only_the_day_is_known(keys)
 
     def lost_the_index(self) -> None:
-        """It is made anew, from the records."""
+        """It is made anew, from the records. What had come back since the commit was lost that gave it up is marked on
+        disk all the same: it goes again."""
         self.lifetimes.only_the_day_is_known(self.may_be)
+        for key in self._came_back:
+            self.may_be[key].add(None)
 
     def deletions_may_be_undone(self) -> None:
         """The last commit may be lost: what it deleted or evicted may be back."""
+        self._is_undone = True
         for key, allowed in self.may_be.items():
             if None in allowed:
                 allowed |= self.ever[key]
@@ -137,10 +145,14 @@ class Oracle:
             hit = store.get(key)
             if isinstance(hit, Hit):
                 value = value_of(hit)
-                self.lifetimes.saw(key, value, _expires_at(store, key), ever=stale)
+                if self._is_timed:
+                    self.lifetimes.saw(key, value, _expires_at(store, key), ever=stale)
+                if self._is_undone and None in self.may_be[key]:
+                    self._came_back.add(key)
                 self.may_be[key] = {value}
             else:  # what has expired and is still there may be back, if the time by which it has goes back
                 self.may_be[key] = {v for v in self.may_be[key] if v is None or self._may_be_over(key, v)} | {None}
+        self._is_undone = False
 
     def _may_be_over(self, key: bytes, value: bytes) -> bool:
         return self.lifetimes.may_be_over(key, value, self.now())
