@@ -30,14 +30,14 @@ class Settings:
         floor = SharedDisk.FLOOR if self.has_floor else 0
         return config(
             self._folder,
-            self._tier("top", self._rng.choice([640 * KIB, MIB]), free_bytes_min=floor, **self._policies()),
+            self._tier("top", self._rng.choice([640 * KIB, 640 * KIB, MIB]), free_bytes_min=floor, **self._policies()),
             self._tier("low", self._rng.choice([256 * KIB, 512 * KIB]), free_bytes_min=floor, **self._policies()),
             ram=self._ram,
             value_bytes_max=32 * KIB,
             queue=128 * KIB,
             prefetch={"threads": 1, "bytes_max": self._rng.choice([32 * KIB, MIB]), "coalesce_bytes_max": 32 * KIB},
             ttl_s=self._rng.choice([0, 0, 0, 3600]),
-            quota=self._rng.choice([None, None, None, 400 * KIB]),
+            quota=self._rng.choice([None, None, None, 160 * KIB]),
         )
 
     def plain(self) -> Config:
@@ -55,10 +55,10 @@ class Settings:
 
     def _policies(self) -> dict[str, Any]:
         rng = self._rng
-        admission = rng.choice(["always", "always", "always", "second-touch", "min-chain", "write-budget"])
+        admission = rng.choice([*["always"] * 5, "second-touch", "min-chain", "write-budget"])
         return {
             "eviction": rng.choice(EVICTION),
-            "promotion": rng.choice(["always", "always", "second-hit", "never"]),
+            "promotion": rng.choice(["always", "always", "always", "second-hit", "never"]),
             "admission": admission,
             "write_bytes_per_day": rng.choice([200 * KIB, MIB]) if admission == "write-budget" else None,
             "compaction": rng.choice(["reclaim", "copy", "copy"]),

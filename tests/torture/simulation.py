@@ -171,7 +171,7 @@ class Simulation:
         fs = self._disk()
         fs.crash_at(self.rng.randint(1, 40))
         try:
-            gain = compact(self._config, fs=fs, clock=self.clock, keys=self._keys)
+            gain = compact(self._config, fs=fs, clock=self.clock, keys=self._keys, listeners=[self._listen])
             self._say(f"compact {[t.segments_dropped for t in gain.tiers]}")
         except (SimulatedCrash, OSError, KvtierError) as e:
             self._say(f"compact: {type(e).__name__}")
@@ -258,6 +258,8 @@ class Simulation:
             shutil.copyfile(self._index_before, index / "data.mdb")
             self.model.lost_the_last_commit()
         self._recover_in_vain(power)
+        if self.rng.random() < 0.1:
+            self._compact_by_hand()
         self._settle(stale=lost == "all", damage=power)
         self._open()
 
