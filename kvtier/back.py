@@ -172,9 +172,11 @@ class Back:
             yield outcome
 
     def _keep(self, located: Located, block: RamBlock, *, prefetched: bool = False) -> None:
+        put = located.entry.seq, located.entry.expires_at  # the same value put again may change only the latter
+
         def is_current() -> bool:
             now = self._reader.locate([located.wanted])[0]
-            return isinstance(now, Located) and now.entry.seq == located.entry.seq
+            return isinstance(now, Located) and (now.entry.seq, now.entry.expires_at) == put
 
         since = self._front.forgotten
         with suppress(DecryptError, KeyMissing):  # its key may have been dropped while it was read

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from typing import TypeVar
 
@@ -246,6 +246,7 @@ class Recovery:
         self._tails, self._unread = {}, set()
         with self._index.write() as txn:
             txn.clear()
+            self._ledger.save_counters(txn)  # what time it is, and write budgets, are in no record
         for tier in self._tiers:
             self._rebuild_tier(tier)
         with self._ledger.change() as change:
@@ -362,6 +363,8 @@ class Recovery:
     def _link(self, change: Change, tier: DiskTier, record: Written) -> None:
         block_id = self._block_id(record.head.namespace, record.head.key)
         entry = change.txn.block(block_id)
+        if entry is not None and entry.seq == record.head.seq:  # a record knows the day only
+            record = record._replace(head=replace(record.head, expires_at=entry.expires_at))
         if entry is not None and entry.seq > record.head.seq:
             change.reject(tier.tier_no, record)
         elif self._ledger.link(change, tier, block_id, record):

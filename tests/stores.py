@@ -26,15 +26,19 @@ def config(
     queue: int = 64 * MIB,
     when_full: str = "wait",
     prefetch: dict[str, Any] | None = None,
+    ttl_s: int = 0,
+    quota: int | None = None,
 ) -> Config:
-    """A store in ``folder`` with these tiers (one, if none is given), by default without RAM."""
+    """A store in ``folder`` with these tiers (one, if none is given), by default without RAM. ``quota``: of each
+    namespace."""
     return Config.from_dict(
         {
-            "store": {"path": folder / "store", "value_bytes_max": value_bytes_max},
+            "store": {"path": folder / "store", "value_bytes_max": value_bytes_max, "ttl_s": ttl_s},
             "ram": ram if isinstance(ram, dict) else {"bytes_max": ram},
             "write_behind": {"bytes_max": queue, "when_full": when_full},
             "prefetch": prefetch or {},
             "tier": tiers or (tier(),),
+            "quota": [] if quota is None else [{"bytes_max": quota}],
         }
     )
 

@@ -99,7 +99,7 @@ class Ladder(Holdings):
         renewed = self._planner.renewed(group.puts, unchanged)
         written = self._append(top, [d for _, d in drafts])
         self.ledger.renew(renewed)  # last: it is for the next commit, whatever that is
-        if written or group.deletes or renewed:
+        if written or group.deletes or renewed or self._left_behind(top):
             self._commit(top, drafts, written, group.deletes)
             self._signals.count("blocks_written", sum(w.head.kind is RecordKind.BLOCK for w in written))
         return group
@@ -181,6 +181,12 @@ class Ladder(Holdings):
                 tier.cut(segment_no, committed_len)
             else:
                 tier.drop(segment_no)
+
+    def _left_behind(self, tier: DiskTier) -> bool:
+        """Whether a recovery would believe what was given up: it may still be there, and no commit came after it."""
+        with self._index.read() as view:
+            known = max(1, view.counter(f"next_segment:{tier.tier_no}"))
+        return bool(tier.uncommitted) or known < tier.next_segment_no
 
     # -- room ---------------------------------------------------------------------------------------
 

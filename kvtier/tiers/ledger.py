@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from kvtier.clock import Clock, StoreTime
 from kvtier.events import Signals
-from kvtier.index.lmdb_index import LmdbIndex, View
+from kvtier.index.lmdb_index import LmdbIndex, View, WriteTxn
 from kvtier.index.schema import DEPARTURES_MAX, BlockEntry, Departure, Reason, departure_rows
 from kvtier.policy.base import Hint
 from kvtier.segment.format import RecordKind
@@ -181,7 +181,7 @@ class Ledger:
                 change.finish(committed, active)
                 # What was noted of a block says more than that its older value had to go.
                 txn.add_departures({**change.departures, **self._noted}.values(), self._departure_rows)
-                self._save_counters(change)
+                self.save_counters(txn)
         except BaseException:
             self._renewed.clear()
             for order in self._orders:
@@ -239,15 +239,16 @@ class Ledger:
         for tier_no, tier in self._tiers.items():
             tier.retire([f for f in change.freed if f.tier_no == tier_no])
 
-    def _save_counters(self, change: Change) -> None:
-        change.txn.set_counter("clock", self._clock)
-        change.txn.set_counter("seq", self._seq)
-        change.txn.set_counter("time", int(self.time.now()))
+    def save_counters(self, txn: WriteTxn) -> None:
+        """What this transaction keeps of the logical clock, the time and the write budgets."""
+        txn.set_counter("clock", self._clock)
+        txn.set_counter("seq", self._seq)
+        txn.set_counter("time", int(self.time.now()))
         for tier_no, tier in self._tiers.items():
-            change.txn.set_counter(f"next_segment:{tier_no}", tier.next_segment_no)
+            txn.set_counter(f"next_segment:{tier_no}", tier.next_segment_no)
             if (budget := tier.gate.budget) is not None:
-                change.txn.set_counter(f"write_budget:{tier_no}", max(budget.left, 0))
-                change.txn.set_counter(f"write_budget_at:{tier_no}", self._now())
+                txn.set_counter(f"write_budget:{tier_no}", max(budget.left, 0))
+                txn.set_counter(f"write_budget_at:{tier_no}", self._now())
 
     def _apply_touches(self, change: Change) -> None:
         for _ in range(min(len(self._touched), _TOUCHES_A_COMMIT_MAX)):

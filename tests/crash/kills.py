@@ -27,7 +27,7 @@ def kill_again_and_again(folder: Path, seed: int, kills: int, manner: Manner) ->
 
     Before every fourth opening the index is removed.
     """
-    settings = two_tiers(folder, top_bytes=2 * MIB, low_bytes=512 * KIB)
+    settings = two_tiers(folder, top_bytes=2 * MIB, low_bytes=512 * KIB, **manner.policies())
     oracles = [Oracle() for _ in range(WRITERS)]
     keys = manner.keys()
     said: Counter[str] = Counter()
@@ -45,7 +45,7 @@ def kill_again_and_again(folder: Path, seed: int, kills: int, manner: Manner) ->
                 except AssertionError as e:
                     raise type(e)(f"after kill {number}: {e}") from e
                 oracle.saw(store)
-    check_usable(settings, oracles[0], keys)
+    check_usable(two_tiers(folder, top_bytes=2 * MIB, low_bytes=512 * KIB), oracles[0], keys)
     return said
 
 

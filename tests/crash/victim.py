@@ -19,14 +19,23 @@ WRITERS, KEYS = 2, 100
 
 
 class Manner(NamedTuple):
-    """How the victim keeps its store: whether holes are punched in segments (else they are compacted), and whether it
-    is encrypted."""
+    """How the victim keeps its store: whether holes are punched in segments, whether it is encrypted, whether what
+    lives in sparse segments is copied, and whether its tiers take in chains only."""
 
     punches: bool = True
     encrypted: bool = False
+    copies: bool = False
+    choosy: bool = False
 
     def fs(self) -> FileSystem:
         return OsFileSystem() if self.punches else PortableFileSystem()
+
+    def policies(self) -> dict[str, object]:
+        return {
+            "compaction": "copy" if self.copies else "reclaim",
+            "compaction_dead_ratio": 0.1,
+            "admission": "min-chain" if self.choosy else "always",
+        }
 
     def keys(self) -> KeyProvider | None:
         return single_key(bytes(32)) if self.encrypted else None
@@ -101,17 +110,21 @@ def give_up(args: threading.ExceptHookArgs) -> None:
 
 def write_for_ever(store: Store, say: Callable[[Said], None], writer: int, seed: int) -> None:
     rng = random.Random(seed * WRITERS + writer)
+    latest: dict[bytes, int] = {}
     while True:
         for _ in range(rng.randint(1, 8)):
             number = rng.randrange(KEYS)
             key = key_of(writer, number)
             if rng.random() < 0.2:
+                latest.pop(key, None)
                 say(Said("delete", writer, key))
                 store.delete(key)
             else:
-                version = rng.randrange(1 << 20)
+                is_renewed = key in latest and rng.random() < 0.2  # the same once more, with another time to live
+                version = latest[key] = latest[key] if is_renewed else rng.randrange(1 << 20)
+                ttl = rng.choice([0, 0, 86_400, 1_000_000])  # longer than all of this takes
                 say(Said("put", writer, key, version))
-                store.put(key, value(key, version), parent=key_of(writer, number // 2))
+                store.put(key, value(key, version), parent=key_of(writer, number // 2), ttl=ttl)
         try:
             store.flush()
         except FlushError:  # a reader that dawdles makes the index grow, which can fill so small a tier

@@ -1,4 +1,4 @@
-"""Random lives of a store against a model: a dict, and for each key what a crash may leave of it."""
+"""Random lives of a store against a model: what each key means now, and what a crash may leave of it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,25 @@ from pathlib import Path
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kvtier import FlushError, Hit, HitInto, Key, Miss, Store
-from kvtier.fs import OsFileSystem, PortableFileSystem
+from kvtier import FlushError, Hint, Hit, HitInto, Key, Miss, Store
+from kvtier.compacting import compact
+from kvtier.fs import FileSystem, OsFileSystem, PortableFileSystem
 from kvtier.testing import FaultyFileSystem, SimulatedCrash
-from tests.crash.oracle import Oracle, die, reopen, tell_of_losses
-from tests.stores import KIB, config, names, noise, settle, tier, value_of
+from tests.crash.oracle import die, reopen
+from tests.stores import KIB, MIB, config, names, noise, settle, tier
+from tests.torture.model import Model
+from tests.torture.simulated import SharedDisk, SimulatedClock
+from tests.torture.watch import watch
 
 KEYS = names(14)
 SIZES = [0, 1, 60, 4000, 4096, 9000, 20 * KIB, 24 * KIB]
 TOP_BYTES, LOW_BYTES = 576 * KIB, 256 * KIB
 
+HOUR, DAY = 3600.0, 86_400.0
+
 keys = st.sampled_from(KEYS)
+times = st.sampled_from([0, 0, 0, 60, HOUR, 3 * DAY])
+admissions = st.sampled_from(["always", "always", "second-touch", "min-chain", "write-budget"])
 chains = st.lists(keys, max_size=8)
 
 
@@ -39,47 +47,84 @@ class KeyRing:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """``now``: what each key means in this session. The oracle: what it may mean in the next, and what the store
-    may have given up at its caps."""
+    """The model knows what each key means in this session; its oracle, what it may mean in the next, and what the store
+    may have given up or refused."""
 
     def __init__(self) -> None:
         super().__init__()
         shm = Path("/dev/shm")
         self.folder = Path(tempfile.mkdtemp(prefix="kvtier-machine-", dir=shm if shm.is_dir() else None))
-        self.oracle = Oracle()
-        self.now: dict[bytes, bytes | None] = dict.fromkeys(KEYS)
+        self.clock = SimulatedClock()
+        self.model = Model(self.clock)
+        self.oracle = self.model.oracle
+        self.disk = SharedDisk(self.folder / "store" / "top", self.folder / "store" / "low")
         self.store: Store | None = None
+        self.failures = 0
         self.marks_are_missing = False
 
     @initialize(
         ram=st.sampled_from([0, 64 * KIB]),
         codec=st.sampled_from(["none", "zstd"]),
+        kind=st.sampled_from(["ssd", "hdd"]),
         punches=st.booleans(),
         encrypted=st.booleans(),
+        copies=st.booleans(),
+        admission=st.tuples(admissions, admissions),
+        promotion=st.sampled_from(["always", "second-hit"]),
+        has_floor=st.booleans(),
+        quota=st.sampled_from([None, None, 200 * KIB]),
     )
-    def begin(self, ram: int, codec: str, punches: bool, encrypted: bool) -> None:
-        """Where holes cannot be punched, segments are compacted instead."""
-        self.punches = punches
+    def begin(
+        self,
+        ram: int,
+        codec: str,
+        kind: str,
+        punches: bool,
+        encrypted: bool,
+        copies: bool,
+        admission: tuple[str, str],
+        promotion: str,
+        has_floor: bool,
+        quota: int | None,
+    ) -> None:
+        """Where holes cannot be punched, segments are evicted whole, or compacted, instead."""
+        self.punches, self.has_floor = punches, has_floor
         self.keys = KeyRing() if encrypted else None
+        common = {
+            "segment_bytes": 64 * KIB,
+            "compaction": "copy" if copies else "reclaim",
+            "compaction_dead_ratio": 0.1,
+            "free_bytes_min": SharedDisk.FLOOR if has_floor else 0,
+        }
+        top, low = (
+            {**common, "admission": a, "write_bytes_per_day": 200 * KIB if a == "write-budget" else None}
+            for a in admission
+        )
         self.settings = config(
             self.folder,
-            tier("top", bytes_max=TOP_BYTES, segment_bytes=64 * KIB),
-            tier("low", bytes_max=LOW_BYTES, segment_bytes=64 * KIB, codec=codec),
+            tier("top", bytes_max=MIB if copies else TOP_BYTES, **top),  # copies are made where there is room
+            tier("low", kind=kind, bytes_max=LOW_BYTES, codec=codec, promotion=promotion, **low),
             ram=ram,
             value_bytes_max=24 * KIB,
             queue=96 * KIB,
+            quota=quota,
         )
         self.open()
 
     def open(self) -> Store:
-        self.fs = self.disk()
-        self.store = reopen(self.settings, self.fs, self.keys)
-        by_id = {self.store._wanted(key, b"").block_id: key for key in KEYS}
-        tell_of_losses(self.store, lambda block_id: self.oracle.dropped([by_id[block_id]]))
+        self.fs = self.faulty()
+        self.store = self.opened(self.fs)
+        self.fs.on_call = self.disk.watch if self.has_floor else None
+        self.failures = 0
         return self.store
 
-    def disk(self) -> FaultyFileSystem:
-        return FaultyFileSystem(OsFileSystem() if self.punches else PortableFileSystem())
+    def opened(self, fs: FileSystem) -> Store:
+        store = reopen(self.settings, fs, self.keys, self.clock)
+        watch(store, KEYS, self.model)
+        return store
+
+    def faulty(self) -> FaultyFileSystem:
+        return FaultyFileSystem(self.disk.holds(OsFileSystem() if self.punches else PortableFileSystem()))
 
     @property
     def live(self) -> Store:
@@ -88,33 +133,47 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- changes ------------------------------------------------------------------------------------
 
-    @rule(key=keys, content=st.integers(0, 5), size=st.sampled_from(SIZES), parent=st.none() | st.just(0))
-    def put(self, key: bytes, content: int, size: int, parent: int | None) -> None:
+    @rule(key=keys, content=st.integers(0, 5), size=st.sampled_from(SIZES), parent=st.none() | st.just(0), ttl=times)
+    def put(self, key: bytes, content: int, size: int, parent: int | None, ttl: float = 0) -> None:
         """Few contents, so that many blocks share one. The parent, if any, is the key before: chains, no rings."""
-        value = noise(content, size)
+        self.put_value(key, noise(content, size), parent, ttl)
+
+    @rule(key=keys, parent=st.none() | st.just(0), ttl=times)
+    def renew(self, key: bytes, parent: int | None, ttl: float) -> None:
+        """The same once more."""
+        if (value := self.model.current(key)) is not None:
+            self.put_value(key, value, parent, ttl)
+
+    def put_value(self, key: bytes, value: bytes, parent: int | None, ttl: float) -> None:
         at = KEYS.index(key)
-        self.oracle.set(key, value)
-        self.now[key] = value
-        self.live.put(key, value, parent=KEYS[at - 1] if at and parent is not None else None)
+        self.model.set(key, value, self.model.time.after(ttl))
+        self.live.put(key, value, parent=KEYS[at - 1] if at and parent is not None else None, ttl=ttl)
 
     @rule(key=keys)
     def delete(self, key: bytes) -> None:
         was_there = self.live.contains(key)
         assert self.live.delete(key) == was_there
-        self.oracle.set(key, None)
-        self.now[key] = None
+        if was_there:
+            self.model.set(key, None)
         assert not self.live.contains(key)
 
-    @rule(salt=st.integers(0, 3))
-    def press(self, salt: int) -> None:
+    @rule(salt=st.integers(0, 3), ttl=times)
+    def press(self, salt: int, ttl: float) -> None:
         """A new value for every key: more than both tiers hold."""
         for key in KEYS:
-            self.put(key, 100 + salt * 100 + KEYS.index(key), 20 * KIB, 0)
+            self.put(key, 100 + salt * 100 + KEYS.index(key), 20 * KIB, 0, ttl)
 
     @rule()
     def flush(self) -> None:
-        self.live.flush()
-        self.oracle.flushed()
+        """Others may have filled the disk: then something is lost, which is said."""
+        try:
+            self.live.flush()
+        except FlushError:
+            assert self.has_floor
+            self.model.write_failed()
+            self.oracle.failed()
+        else:
+            self.oracle.flushed()
 
     @rule()
     def idle(self) -> None:
@@ -127,6 +186,7 @@ class StoreMachine(RuleBasedStateMachine):
         """A tier may be too full for its blocks to be written anew: then they keep their older keys."""
         assert self.keys is not None
         self.flush()
+        self.note_failures()
         self.keys.add()
         with suppress(FlushError):  # so small a tier may have no room
             self.live.rotate_keys()
@@ -135,58 +195,86 @@ class StoreMachine(RuleBasedStateMachine):
     def forget_keys(self) -> None:
         self.live.forget_keys()
 
+    # -- the world ----------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([1, 61, HOUR, 3 * DAY]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule(seconds=st.sampled_from([-4000 * DAY, -DAY, DAY, 4000 * DAY]))
+    def wall_clock_is_set(self, seconds: float) -> None:
+        self.clock.jump(seconds)
+
+    @precondition(lambda self: self.has_floor)
+    @rule(room=st.sampled_from([3 * MIB, 3 * MIB, 800 * KIB, 500 * KIB, 0]))
+    def others_write(self, room: int) -> None:
+        """They leave so much above the floor."""
+        self.disk.others = SharedDisk.BYTES - SharedDisk.FLOOR - room
+        self.live._headroom.look()
+
+    @rule(pause=st.booleans())
+    def compaction(self, pause: bool) -> None:
+        self.live.pause_compaction() if pause else self.live.resume_compaction()
+
+    @rule(chain=chains, ended=st.booleans(), priority=st.integers(0, 2))
+    def hint(self, chain: list[bytes], ended: bool, priority: int) -> None:
+        self.live.hint(chain, Hint(ended=ended, priority=priority))
+
     # -- reads --------------------------------------------------------------------------------------
 
-    def check(self, key: bytes, value: bytes | None) -> None:
-        """The value is the one put last; a miss is right for what was deleted or given up."""
-        if value is not None:
-            assert value == self.now[key]
-        else:
-            assert self.now[key] is None or key in self.oracle.given_up, f"{key!r} is lost"
+    def check(self, key: bytes, outcome: Hit | Miss) -> None:
+        self.model.check(key, outcome, self.model.now(key))
 
     @rule(key=keys)
     def get(self, key: bytes) -> None:
-        hit = self.live.get(key)
-        self.check(key, value_of(hit) if isinstance(hit, Hit) else None)
+        self.check(key, self.live.get(key))
 
     @rule(key=keys)
     def get_into(self, key: bytes) -> None:
-        info = self.live.info(key)
-        self.check(key, None if info is None else self.now[key])
-        if info is not None:
+        since, info = self.model.now(key), self.live.info(key)
+        if info is None:
+            self.model.check_absent(key, since)
+        else:
             target = bytearray(info.nbytes)
             assert isinstance(self.live.get_into(key, target), HitInto)
-            self.check(key, bytes(target))
+            self.model.check_bytes(key, bytes(target), since)
 
     @rule(chain=chains)
     def get_many(self, chain: list[bytes]) -> None:
-        for key, hit in zip(chain, self.live.get_many(chain), strict=True):
-            assert hit.key == key
-            self.check(key, value_of(hit) if isinstance(hit, Hit) else None)
+        for key, outcome in zip(chain, self.live.get_many(chain), strict=True):
+            assert outcome.key == key
+            self.check(key, outcome)
 
     @rule(chain=chains)
     def match(self, chain: list[bytes]) -> None:
         count = self.live.match(chain)
         assert all(self.live.contains(key) for key in chain[:count])
         assert count == len(chain) or isinstance(self.live.get(chain[count]), Miss)
-        for key in chain[: count + 1]:
-            self.check(key, self.now[key] if self.live.contains(key) else None)
+        for key in chain[:count]:
+            value = self.model.current(key)
+            assert value is not None
+            self.model.check_bytes(key, value, self.model.now(key))
 
     # -- ends ---------------------------------------------------------------------------------------
 
-    @rule()
-    def close_and_open(self) -> None:
-        self.live.close()
-        self.oracle.flushed()
+    @rule(by_hand=st.booleans())
+    def close_and_open(self, by_hand: bool) -> None:
+        """``by_hand``: compact it in between."""
+        self.close()
+        if by_hand:
+            compact(self.settings, fs=self.faulty(), clock=self.clock, keys=self.keys)
+            self.model.time.may_have_opened()
         self.come_back()
+
+    def close(self) -> None:
+        self.live.close()
+        (self.oracle.failed if self.note_failures() else self.oracle.flushed)()
 
     @rule(index_is_lost=st.booleans())
     def crash(self, index_is_lost: bool) -> None:
         """Between two calls: so every mark is written, and a new index finds exactly what the old one knew (unless
         an earlier crash took a mark)."""
-        die(self.live, self.fs)
-        if index_is_lost:
-            shutil.rmtree(self.folder / "store" / "index")
+        self.die(index_is_lost)
         self.come_back(stale=index_is_lost and self.marks_are_missing)
 
     @precondition(lambda self: self.oracle.waiting)
@@ -201,33 +289,50 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             self.fs.heal()
             return
-        die(self.live, self.fs)
+        self.die(index_is_lost=False)
         self.marks_are_missing = True
         self.come_back()
 
     @rule(calls=st.lists(st.integers(1, 12), min_size=1, max_size=3), index_is_lost=st.booleans())
     def crash_while_opening(self, calls: list[int], index_is_lost: bool) -> None:
         """Once or several times, and with the work of a recovery to do."""
-        die(self.live, self.fs)
-        if index_is_lost:
-            shutil.rmtree(self.folder / "store" / "index")
+        self.die(index_is_lost)
         for call in calls:
-            fs = self.disk()
+            fs = self.faulty()
             fs.crash_at(call)
             with suppress(SimulatedCrash):
-                reopen(self.settings, fs, self.keys).close()
+                self.opened(fs).close()
             fs.reap()
+            self.model.died()
+            self.model.time.may_have_opened()
         self.come_back(stale=index_is_lost and self.marks_are_missing)
+
+    def die(self, index_is_lost: bool) -> None:
+        die(self.live, self.fs)
+        self.model.died()
+        if index_is_lost:
+            shutil.rmtree(self.folder / "store" / "index")
+            self.model.lost_the_index()
 
     def come_back(self, *, stale: bool = False) -> None:
         self.oracle.check(self.open(), stale=stale)
-        self.oracle.saw(self.live)
-        for key, allowed in self.oracle.may_be.items():
-            (self.now[key],) = allowed
+        self.oracle.saw(self.live, stale=stale)
+        self.model.settled()
+
+    def note_failures(self) -> bool:
+        """Whether something was lost since this was last asked: only others can be the reason."""
+        failures = self.live._signals.counts().get("write_failures", 0)
+        is_new, self.failures = failures > self.failures, failures
+        if is_new:
+            assert self.has_floor
+            self.model.write_failed()
+        return is_new
 
     @invariant()
     def stays_under_its_caps(self) -> None:
         if self.store is not None:
+            self.note_failures()
+            assert not self.disk.below_floor
             for t in self.store.stats().tiers:
                 assert t.bytes_used <= t.bytes_max
 

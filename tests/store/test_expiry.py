@@ -186,6 +186,31 @@ def test_it_outlives_the_process_and_the_index(tmp_path: Path, how: str) -> None
         assert store.contains(b"ever")
 
 
+@pytest.mark.parametrize(("ttls", "lives"), [((1000, 10), False), ((10, 1000), True)])
+def test_what_was_found_before_a_renewal_is_not_kept_in_ram(
+    tmp_path: Path, ttls: tuple[float, float], lives: bool
+) -> None:
+    """A chain that is read ahead of its consumer, whose last block is renewed meanwhile."""
+    keys, clock = names(3), HandClock()
+    few = {"threads": 1, "bytes_max": SIZE, "coalesce_bytes_max": SIZE}
+    with Store.open(
+        config(tmp_path, ram=10 * MIB, value_bytes_max=SIZE, prefetch=few), background=False, clock=clock
+    ) as store:
+        fill(store, keys[:2], SIZE)
+        store.put(keys[2], b"value", ttl=ttls[0])
+        store.flush()
+        store.forget_keys()
+        chain = store.get_many(keys)
+        assert next(chain)
+        store.put(keys[2], b"value", ttl=ttls[1])
+        store.flush()
+        store.forget_keys()
+        assert [value_of(outcome) for outcome in chain][1:] == [b"value"]
+        clock.pass_(11)
+        assert bool(store.get(keys[2])) == lives
+        assert store.contains(keys[2]) == lives
+
+
 @pytest.mark.parametrize("jump", [-1e9, -1e8, 3e9, 1e12])
 def test_no_jump_of_the_wall_clock_takes_all_or_keeps_for_ever(tmp_path: Path, jump: float) -> None:
     clock = HandClock()

@@ -6,13 +6,15 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from kvtier import FlushError, HitInto, Miss, Store
+from kvtier import FlushError, Hint, HitInto, Miss, Store
 from tests.stores import KIB, names, noise
 from tests.torture.model import Model
 
 CHAINS = [names(8, f"c{number}-") for number in range(5)]
 KEYS = [key for chain in CHAINS for key in chain]
 SIZES = [0, 100, 4096, 9000, 20 * KIB, 24 * KIB, 24 * KIB]
+HOUR, DAY = 3600.0, 86_400.0
+TTLS = [None, None, None, 0, 10, HOUR, 5 * HOUR, 2 * DAY, 30 * DAY]
 
 Client = Iterator[str]
 
@@ -23,6 +25,7 @@ class World(Protocol):
     store: Store
     model: Model
     rng: random.Random
+    parents: dict[bytes, bytes | None]  # what each key was put to extend, the last time
 
 
 def writes(world: World) -> Client:
@@ -31,11 +34,31 @@ def writes(world: World) -> Client:
         chain = world.rng.choice(CHAINS)
         first = world.rng.randrange(len(chain))
         for parent, key in zip([None, *chain[first:]], chain[first:], strict=False):
-            value = noise(world.rng.randrange(60), world.rng.choice(SIZES))
-            world.model.set(key, value)
-            world.store.put(key, value, parent=parent)
-            yield f"put {key!r}, {len(value)} bytes"
+            yield put(world, key, noise(world.rng.randrange(60), world.rng.choice(SIZES)), parent)
         if world.rng.random() < 0.5:
+            yield flushes(world)
+
+
+def put(world: World, key: bytes, value: bytes, parent: bytes | None) -> str:
+    """With a time to live by chance."""
+    ttl = world.rng.choice(TTLS)
+    lives = world.store.config.store.ttl_s if ttl is None else ttl
+    world.model.set(key, value, world.model.time.after(lives))
+    world.parents[key] = parent
+    world.store.put(key, value, parent=parent, ttl=ttl)
+    return f"put {key!r}, {len(value)} bytes for {lives} s"
+
+
+def renews(world: World) -> Client:
+    """The same once more, with another time to live: of a key that was put lately, most often."""
+    while True:
+        key = world.rng.choice(list(world.parents)[-12:] or KEYS)
+        value = world.model.current(key)
+        if value is None:
+            yield "wait"
+            continue
+        yield put(world, key, value, world.parents.get(key))
+        if world.rng.random() < 0.3:
             yield flushes(world)
 
 
@@ -76,7 +99,7 @@ def looks(world: World) -> Client:
     while True:
         key, chain = world.rng.choice(KEYS), world.rng.choice(CHAINS)
         since = world.model.now(key)
-        match world.rng.randrange(5):
+        match world.rng.randrange(6):
             case 0:
                 outcome = world.store.get(key)
                 world.model.check(key, outcome, since)
@@ -87,6 +110,9 @@ def looks(world: World) -> Client:
                 yield f"prefetch {chain[0]!r}: {world.store.prefetch(chain)}"
             case 3:
                 yield f"match {chain[0]!r}: {world.store.match(chain)}"
+            case 4:
+                world.store.forget_keys()
+                yield "forget what is in RAM"
             case _:
                 yield f"explain {key!r}: {world.store.explain(key).state.value}"
 
@@ -116,4 +142,25 @@ def pins(world: World) -> Client:
         yield f"unpin {chain[0]!r}"
 
 
-ALL: list[Callable[[World], Client]] = [*[writes] * 5, reads, reads, looks, looks, deletes, pins]
+def hints(world: World) -> Client:
+    while True:
+        chain, hint = world.rng.choice(CHAINS), Hint(ended=world.rng.random() < 0.5, priority=world.rng.randrange(3))
+        world.store.hint(chain, hint)
+        yield f"hint {chain[0]!r}: {hint}"
+        for _ in range(world.rng.randrange(10)):
+            yield "wait"
+
+
+def pauses(world: World) -> Client:
+    while True:
+        for _ in range(world.rng.randrange(20)):
+            yield "wait"
+        world.store.pause_compaction()
+        yield "pause"
+        for _ in range(world.rng.randrange(10)):
+            yield "wait"
+        world.store.resume_compaction()
+        yield "resume"
+
+
+ALL: list[Callable[[World], Client]] = [*[writes] * 5, renews, reads, reads, looks, looks, deletes, pins, hints, pauses]

@@ -1,4 +1,5 @@
-"""What a simulated life needs of its world: time, jobs and identities that follow from a seed and from nothing else."""
+"""What a simulated life needs of its world: time, jobs, identities, and what others leave of disk and memory. All of it
+follows from a seed and from nothing else."""
 
 from __future__ import annotations
 
@@ -7,10 +8,15 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from kvtier import Store
+from kvtier.fs import FileSystem
 from kvtier.identity import SECRET_BYTES, Identity
+from kvtier.memory import Memory
+from kvtier.testing import Call
+from tests.stores import MIB, occupied
 
 T = TypeVar("T")
 
@@ -34,6 +40,44 @@ class SimulatedClock:
 
     def jump(self, seconds: float) -> None:
         self._wall += seconds
+
+
+class SharedDisk:
+    """A disk that is used by others too, and holds the tiers of a store; ``below_floor``: how often something of theirs
+    became durable that has taken from the floor."""
+
+    BYTES, FLOOR = 4 * MIB, MIB
+
+    def __init__(self, *tiers: Path) -> None:
+        self._tiers = tiers
+        self.others = 0
+        self.below_floor = 0
+
+    @property
+    def free(self) -> int:
+        return max(0, self.BYTES - self.others - sum(map(occupied, self._tiers)))
+
+    def holds(self, fs: FileSystem) -> FileSystem:
+        """The file system, from now on on this disk."""
+        setattr(fs, "disk_free", lambda path: self.free)  # noqa: B010
+        return fs
+
+    def watch(self, call: Call) -> None:
+        """To be told of each call to a store: what has been appended is there once it is synced."""
+        if call.op == "sync_data" and call.path.endswith(".seg") and self.free < self.FLOOR:
+            self.below_floor += 1
+
+
+class SharedMemory:
+    """A machine of 1 GiB; others leave so much above the floor that RAM has by default."""
+
+    BYTES = 1024 * MIB
+
+    def __init__(self) -> None:
+        self.left = 16 * MIB
+
+    def __call__(self) -> Memory:
+        return Memory(self.BYTES, self.BYTES // 20 + self.left)
 
 
 class OneThread(ThreadPoolExecutor):

@@ -1,6 +1,7 @@
-"""A store in a world without chance: several clients, the worker's steps, faults, crashes and losses of power, and a
-clock that jumps, in an order that follows from a seed. The same seed makes the same life, call by call (in a folder in
-memory: elsewhere, what a file occupies shows up late, and the caps go by that)."""
+"""A store in a world without chance: several clients, the worker's steps, faults, crashes and losses of power, a clock
+that jumps, and others who fill the disk and the memory, in an order that follows from a seed. The same seed makes the
+same life, call by call (in a folder in memory: elsewhere, what a file occupies shows up late, and the caps go by that).
+"""
 
 from __future__ import annotations
 
@@ -12,16 +13,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from kvtier import KeyProvider, KvtierError, Store, single_key
-from kvtier.fs import OsFileSystem, PortableFileSystem
-from kvtier.index.schema import BlockEntry
+from kvtier import Config, KeyProvider, KvtierError, Store, single_key
+from kvtier.compacting import compact
+from kvtier.events import Event, RebuildProgress
+from kvtier.fs import FileSystem, OsFileSystem, PortableFileSystem
 from kvtier.testing import FaultyFileSystem, SimulatedCrash
-from tests.crash.oracle import check_usable, die, reopen, tell_of_losses
+from tests.crash.oracle import check_usable, die
 from tests.crash.power import index_copied_to, new_boot
-from tests.stores import KIB, config, settle, tier
+from tests.stores import KIB, MIB, settle
 from tests.torture import clients
+from tests.torture.drawn import Settings
 from tests.torture.model import Model
-from tests.torture.simulated import OneThread, SimulatedClock, identities_from, with_one_reader
+from tests.torture.simulated import (
+    OneThread,
+    SharedDisk,
+    SharedMemory,
+    SimulatedClock,
+    identities_from,
+    with_one_reader,
+)
+from tests.torture.watch import watch
 
 STEPS = 400
 _DAY = 86_400.0
@@ -34,21 +45,17 @@ class Simulation:
         self.rng = random.Random(seed)
         self.trace: list[str] = []
         self.done: Counter[str] = Counter()
-        self.model = Model()
         self.clock = SimulatedClock()
+        self.model = Model(self.clock)
+        self.parents: dict[bytes, bytes | None] = {}
+        self.disk = SharedDisk(folder / "store" / "top", folder / "store" / "low")
+        self.memory = SharedMemory()
         self._folder = folder
         self._index_before = folder / "index before"
         self._punches = self.rng.random() < 0.7
         self._keys: KeyProvider | None = single_key(bytes(32)) if self.rng.random() < 0.3 else None
-        self._settings = config(
-            folder,
-            tier("top", bytes_max=640 * KIB, segment_bytes=64 * KIB),
-            tier("low", bytes_max=256 * KIB, segment_bytes=64 * KIB, codec=self.rng.choice(["none", "zstd"])),
-            ram=self.rng.choice([0, 64 * KIB]),
-            value_bytes_max=32 * KIB,
-            queue=128 * KIB,
-            prefetch={"threads": 1},
-        )
+        self._settings = Settings(folder, self.rng)
+        self._config: Config = self._settings.drawn()
         self.store: Store
         self._fs: FaultyFileSystem
         self._reader: OneThread
@@ -69,10 +76,11 @@ class Simulation:
                     self._die()
                 else:
                     self._note_failures()
+                assert not self.disk.below_floor, "what was written has taken from the floor"
             self._say("close")
             self._fs.heal()
             self._close()
-            check_usable(self._settings, self.model.oracle, self._keys)
+            check_usable(self._settings.plain(), self.model.oracle, self._keys, self.clock)
 
     # -- steps --------------------------------------------------------------------------------------
 
@@ -81,6 +89,8 @@ class Simulation:
             (self._let_a_client, 100),
             (self._let_the_worker, 50),
             (self._move_the_clock, 4),
+            (self._let_others_write, 3),
+            (self._look_around, 6),
             (self._plan_a_fault, 3),
             (self._heal, 4),
             (self._plan_a_crash, 2),
@@ -109,6 +119,18 @@ class Simulation:
         else:
             self.clock.jump(seconds := self.rng.choice([-4000 * _DAY, -_DAY, _DAY, 4000 * _DAY]))
         self._say(f"clock {seconds:+}")
+
+    def _let_others_write(self) -> None:
+        """They need room, or give some back; on the disk more often than in memory."""
+        if self.rng.random() < 0.7:
+            self.disk.others = self.rng.choice([0, 0, 2 * MIB, 2 * MIB + 256 * KIB, 2 * MIB + 640 * KIB, 3 * MIB])
+        else:
+            self.memory.left = self.rng.choice([16 * MIB, 10 * KIB, -(16 * MIB)])
+        self._say(f"others: {self.disk.others // KIB} KiB on disk, {self.memory.left // KIB} KiB of memory left")
+
+    def _look_around(self) -> None:
+        """What a thread of the store does once a second."""
+        self._say(f"look: {self.store._headroom.look()}")
 
     def _plan_a_fault(self) -> None:
         code = self.rng.choice([errno.ENOSPC, errno.EIO])
@@ -139,38 +161,59 @@ class Simulation:
     def _close_and_open(self) -> None:
         self._say("close")
         self._close()
+        if self.rng.random() < 0.3:
+            self._compact_by_hand()
         self._settle()
         self._open()
 
+    def _compact_by_hand(self) -> None:
+        """To its end, or until it dies."""
+        fs = self._disk()
+        fs.crash_at(self.rng.randint(1, 40))
+        try:
+            gain = compact(self._config, fs=fs, clock=self.clock, keys=self._keys, listeners=[self._listen])
+            self._say(f"compact {[t.segments_dropped for t in gain.tiers]}")
+        except (SimulatedCrash, OSError, KvtierError) as e:
+            self._say(f"compact: {type(e).__name__}")
+            self.model.died()
+        fs.reap()
+        self.model.time.may_have_opened()
+
     # -- lives --------------------------------------------------------------------------------------
 
+    def _inner(self) -> FileSystem:
+        return self.disk.holds(OsFileSystem() if self._punches else PortableFileSystem())
+
     def _disk(self) -> FaultyFileSystem:
-        inner = OsFileSystem() if self._punches else PortableFileSystem()
-        return FaultyFileSystem(inner, power_loss=True)
+        return FaultyFileSystem(self._inner(), power_loss=True)
 
     def _open(self) -> None:
+        if self.rng.random() < 0.5:
+            self._config = self._settings.drawn()
         self._fs = self._disk()
-        self.store = Store.open(self._settings, fs=self._fs, clock=self.clock, background=False, keys=self._keys)
+        self.store = self._opened(self._fs)
+        self._fs.on_call = self.disk.watch if self._settings.has_floor else None
         self._reader = with_one_reader(self.store)
-        self._tell_of_losses(self.store)
         self._clients = [kind(self) for kind in clients.ALL]
         self._failures = 0
         self.model.reads_fail = False
 
-    def _tell_of_losses(self, store: Store) -> None:
-        """What the store gives up: at its caps, which it keeps from its opening on, and what cannot be read and is put
-        again, with all blocks that shared it."""
-        assert store._back is not None
-        by_id = {store._wanted(key, b"").block_id: key for key in clients.KEYS}
-        tell_of_losses(store, lambda block_id: self.model.dropped([by_id[block_id]]))
-        ledger = store._back.ladder.ledger
-        forget = ledger.forget
+    def _opened(self, fs: FileSystem) -> Store:
+        store = Store.open(
+            self._config,
+            fs=fs,
+            clock=self.clock,
+            background=False,
+            keys=self._keys,
+            memory=self.memory,
+            listeners=[self._listen],
+        )
+        watch(store, clients.KEYS, self.model)
+        return store
 
-        def watched(block_id: int, entry: BlockEntry | None) -> None:
-            self.model.dropped([by_id[block_id]])
-            forget(block_id, entry)
-
-        setattr(ledger, "forget", watched)  # noqa: B010
+    def _listen(self, event: Event) -> None:
+        if isinstance(event, RebuildProgress):
+            self.model.index_is_new()
 
     def _note_failures(self) -> None:
         failures = self.store._signals.counts().get("write_failures", 0)
@@ -200,6 +243,7 @@ class Simulation:
         """By a kill, or with the power; the index may be lost, too. Then recover, as often as it takes."""
         self.done.update(self.store._signals.counts())
         die(self.store, self._fs)
+        self.model.died()
         self._leave_clients()
         power = self.rng.random() < 0.5
         lost = self.rng.choice(["nothing", "nothing", "the last commit", "all"] if power else ["nothing"] * 3 + ["all"])
@@ -209,20 +253,22 @@ class Simulation:
         index = self._folder / "store" / "index"
         if lost == "all":
             shutil.rmtree(index, ignore_errors=True)
+            self.model.lost_the_index()
         elif lost == "the last commit" and self._index_before.exists():
             shutil.copyfile(self._index_before, index / "data.mdb")
-            self.model.oracle.deletions_may_be_undone()
+            self.model.lost_the_last_commit()
         self._recover_in_vain(power)
+        if self.rng.random() < 0.1:
+            self._compact_by_hand()
         self._settle(stale=lost == "all", damage=power)
         self._open()
 
     def _settle(self, *, stale: bool = False, damage: bool = False) -> None:
         """Hold the store to what it promised, on a disk that is well; what it says then is the truth."""
-        with reopen(self._settings, keys=self._keys) as store:
-            self._tell_of_losses(store)
+        with self._opened(self._inner()) as store:
             settle(store)
             self.model.oracle.check(store, stale=stale, damage=damage)
-            self.model.oracle.saw(store)
+            self.model.oracle.saw(store, stale=stale)
         self.model.settled()
 
     def _lose_power(self, fs: FaultyFileSystem) -> None:
@@ -236,10 +282,9 @@ class Simulation:
             call = self.rng.randint(1, 12)
             fs.crash_at(call) if self.rng.random() < 0.7 else fs.fail_at(call, errno.ENOSPC)
             with suppress(SimulatedCrash, OSError, KvtierError):
-                store = reopen(self._settings, fs, self._keys)
-                self._tell_of_losses(store)
-                store.close()
+                self._opened(fs).close()
                 self._say("recovery in spite of a fault")
             fs.reap()
+            self.model.time.may_have_opened()
             if power:
                 self._lose_power(fs)

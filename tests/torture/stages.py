@@ -37,7 +37,7 @@ THREADS, THREAD_OPERATIONS = 32, 60
 
 
 def run_kills(case: Case) -> Counter[str]:
-    manner = Manner(punches=case.seed % 2 == 0, encrypted=case.seed % 4 > 1)
+    manner = Manner(case.seed % 2 == 0, case.seed % 4 > 1, case.seed % 8 > 3, case.seed % 3 == 0)
     said = kill_again_and_again(case.folder, case.seed, KILLS, manner)
     return Counter(kills=KILLS, puts=said["put"], flushes=said["flushed"], dropped=said["dropped"])
 
@@ -45,14 +45,15 @@ def run_kills(case: Case) -> Counter[str]:
 def run_power(case: Case) -> Counter[str]:
     rng = random.Random(case.seed)
     low_bytes, lost = rng.choice(list(LOW_BYTES.values())), rng.choice(LOST)
-    lose_power(case.folder, case.seed, low_bytes, lost, _calls(low_bytes))
+    compaction = rng.choice(["reclaim", "copy"])
+    lose_power(case.folder, case.seed, low_bytes, lost, _calls(low_bytes, compaction), compaction)
     return Counter(losses=2)
 
 
 @cache
-def _calls(low_bytes: int) -> int:
+def _calls(low_bytes: int, compaction: str) -> int:
     with TemporaryDirectory() as folder:
-        return run_until(0, Path(folder), low_bytes)[1].calls
+        return run_until(0, Path(folder), low_bytes, compaction)[1].calls
 
 
 def run_machine(case: Case) -> Counter[str]:

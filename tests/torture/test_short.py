@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from kvtier.clock import StoreTime
 from kvtier.testing.power_loss import UndoLog
 from tests.crash.oracle import LostBlock, WrongBytes
 from tests.torture.__main__ import main
@@ -59,7 +60,10 @@ def test_simulated_lives_differ_and_have_everything_in_them() -> None:
     lives = [simulate(seed) for seed in range(8)]
     assert len({tuple(life.trace) for life in lives}) == len(lives)
     done = sum((life.done for life in lives), Counter[str]())
-    for what in ("demotions", "evictions", "dedup_blocks", "fault", "write_failures", "kill;", "power", "pin", "clock"):
+    by_clients = ("dedup_blocks", "pin", "hint", "pause", "compact", "not_admitted", "expired")
+    by_room = ("demotions", "evictions", "quota_evictions", "compaction_segments", "floor_bytes_evicted", "ram_shrunk")
+    by_chance = ("fault", "write_failures", "kill;", "power", "clock", "others:")
+    for what in (*by_clients, *by_room, *by_chance):
         assert done[what] > 0, what
 
 
@@ -70,6 +74,15 @@ def test_a_store_that_does_not_sync_is_found_out(monkeypatch: pytest.MonkeyPatch
     assert tally.failed
     assert tally.counts["lost_acknowledged"] + tally.counts["wrong_bytes"] > 0
     assert "put" in tally.failures[0]
+
+
+def test_a_store_that_keeps_blocks_beyond_their_time_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    after = StoreTime.after
+    monkeypatch.setattr(StoreTime, "after", lambda time, ttl: after(time, 2 * ttl))
+    (simulation,) = [stage for stage in STAGES if stage.name == "simulation"]
+    tally = run_stage(simulation, 0, cases=10, seconds=None)
+    assert tally.failed > 5
+    assert any("has expired at" in failure for failure in tally.failures)
 
 
 # -- soak --------------------------------------------------------------------------------------------
