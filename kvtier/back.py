@@ -266,12 +266,8 @@ class Back:
         group = self._front.next_group()
         if group:
             self._write(group)
-            try:  # not only when idle: a busy store has use for the room
+            if self._expiry.is_overdue:  # a busy store, too, has use for the room
                 self._expiry.step()
-            except (OSError, IndexFull):
-                pass
-            except Exception:  # it must not end the worker
-                log.exception("blocks that have expired cannot be removed")
         return bool(group)
 
     def _write(self, group: Sequence[Pending]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from kvtier.assembly import Parts
 from kvtier.blocks import MissReason
 from kvtier.errors import FlushError
+from kvtier.index.lmdb_index import IndexFull
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.drafts import NewBlock, new_block
 from kvtier.tiers.ram import RamBlock
@@ -107,6 +108,8 @@ class Rotation:
         try:
             if blocks:
                 self._ladder.rewrite(blocks, tier)
+        except IndexFull:
+            return self._rewrite(blocks, tier) if self._parts.index.grow() else len(blocks)
         except NoRoom:
             if len(blocks) == 1:
                 return 1

@@ -55,7 +55,7 @@ class LmdbIndex:
             raise IndexUnusable(f"py-lmdb runs engine {lmdb.version()}, not 0.9.x", is_damaged=False)
         self._gate = Gate()
         self._read_only = read_only
-        self._is_closed = self._is_dead = self.met_damage = False
+        self._is_closed = self._is_dead = self._is_full = self.met_damage = False
         self._folder, self._map_bytes = folder, map_bytes
         self._env: Any = None
         try:
@@ -151,19 +151,22 @@ class LmdbIndex:
                 self._env.set_mapsize(size)
         except lmdb.Error:
             return False
-        self._map_bytes = size
+        self._map_bytes, self._is_full = size, False
         return True
 
     @contextmanager
     def write(self) -> Iterator[WriteTxn]:
         """Commit on leaving the block, durably; roll back on an exception. Not inside ``read``. :class:`IndexFull` if
-        the map is full, :class:`OSError` if the disk fails."""
+        the map is full, which has grown by the next time; :class:`OSError` if the disk fails."""
         try:
             self.ensure_alive()
+            if self._is_full:
+                self.grow()
             self._env.reader_check()  # one that was killed would keep old pages from being used again
             with self._env.begin(write=True) as txn:
                 yield WriteTxn(self, txn)
         except (lmdb.MapFullError, lmdb.TxnFullError) as e:
+            self._is_full = isinstance(e, lmdb.MapFullError)
             raise IndexFull(str(e)) from e
         except lmdb.Error as e:
             with suppress(OSError):

@@ -108,4 +108,7 @@ class SegmentWriter:
         self._fs.sync_data(self.fd)
 
     def close(self) -> None:
-        self._fs.close(self.fd)
+        """Once: also after an error the descriptor is gone, and its number may be another file's."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            self._fs.close(fd)

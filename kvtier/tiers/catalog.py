@@ -51,8 +51,7 @@ class Change:
             self.unlink(block_id)  # first: if it counted on an entry that was damaged, it must not count on this one
             content = self.add_content(tier_no, written)
         owns = _is_at(content, written)
-        was = self.txn.block(block_id)
-        if was is not None and not owns and _is_copy(tier_no, was, head):
+        if not owns and (was := self.txn.block(block_id)) is not None and _is_copy(tier_no, was, head):
             return self._relocate(block_id, was._replace(clock=clock), content, written)
         self.hold(tier_no, head.content_id)
         self.unlink(block_id)

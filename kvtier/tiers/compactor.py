@@ -73,6 +73,7 @@ class Compactor:
         self._policies: dict[int, CompactionPolicy] = {}
         self._jobs: dict[int, Sparse] = {}
         self._left_alone: set[tuple[int, int]] = set()  # (tier, segment) that could not be emptied
+        self._found_nothing: dict[int, int] = {}  # by tier: at which change of the store
         self.is_paused = False
 
     # -- in the background --------------------------------------------------------------------------
@@ -99,14 +100,20 @@ class Compactor:
             if job is None:
                 return None
             self._go_on(job)
-        except _FAILURES as e:
-            self._failed(e)
+        except _FAILURES:
+            self._signals.count("compaction_errors")
             return _AGAIN_S
         return 0.0
 
     def _begin_if_due(self, tier: DiskTier) -> Sparse | None:
+        """Nothing, as long as nothing has changed since there was nothing: this is asked after every bit of work."""
+        if self._found_nothing.get(tier.tier_no) == self._ledger.changes:
+            return None
         facts = TierFacts(tier.disk_bytes, tier.room.cap(tier.disk_bytes), tier.sealed_facts())
-        return self._begin(tier) if self._ask(tier, lambda policy: policy.is_due(facts)) else None
+        job = self._begin(tier) if self._ask(tier, lambda policy: policy.is_due(facts)) else None
+        if job is None:
+            self._found_nothing[tier.tier_no] = self._ledger.changes
+        return job
 
     # -- at the cap, and by hand --------------------------------------------------------------------
 
@@ -119,10 +126,10 @@ class Compactor:
         try:
             if job := self._jobs.get(tier.tier_no) or self._begin(tier, at_most=1):
                 self._finish_job(job)
-        except _FAILURES as e:
+        except _FAILURES:
             if tier.is_suspended():
                 raise
-            self._failed(e)
+            self._signals.count("compaction_errors")
         return tier.disk_bytes < before
 
     def compact(self, tier: DiskTier) -> Iterator[tuple[int, int]]:
@@ -135,10 +142,10 @@ class Compactor:
         while job := self._begin(tier):
             try:
                 self._finish_job(job)
-            except _FAILURES as e:
+            except _FAILURES:
                 if tier.is_suspended():
                     raise
-                self._failed(e)
+                self._signals.count("compaction_errors")
                 if not job.bytes_copied:  # nor would it be any other the next time
                     self._left_alone.update((tier.tier_no, n) for n in job.segments)
             done += job.disk_bytes
@@ -149,11 +156,6 @@ class Compactor:
         ratio = tier.setup.compaction_dead_ratio
         facts = [f for f in tier.sealed_facts() if _is_partly_dead(tier, f)]
         return sum(cheapest([f], ratio) is not None for f in facts)
-
-    def _failed(self, error: Exception) -> None:
-        self._signals.count("compaction_errors")
-        if isinstance(error, IndexFull):
-            self._index.grow()
 
     def _finish_job(self, job: Sparse) -> None:
         while self._jobs.get(job.tier.tier_no) is job:
@@ -186,11 +188,14 @@ class Compactor:
         return self._ask(tier, ask)
 
     def _candidates(self, tier: DiskTier) -> list[SegmentFacts]:
-        with self._index.read() as view:
-            not_now = self._ledger.pinned_segments(view, tier.tier_no)
-        not_now |= {segment_no for segment_no, _ in tuple(tier.doubted)}
+        not_now = {segment_no for segment_no, _ in tuple(tier.doubted)}
         not_now |= {segment_no for tier_no, segment_no in self._left_alone if tier_no == tier.tier_no}
-        return [f for f in tier.sealed_facts() if f.segment_no not in not_now and _is_partly_dead(tier, f)]
+        facts = [f for f in tier.sealed_facts() if f.segment_no not in not_now and _is_partly_dead(tier, f)]
+        if self._pick(tier, facts) is None:  # then it need not be known what is pinned, for which chains are walked
+            return []
+        with self._index.read() as view:
+            pinned = self._ledger.pinned_segments(view, tier.tier_no)
+        return [f for f in facts if f.segment_no not in pinned]
 
     def _begin(self, tier: DiskTier, at_most: int | None = None) -> Sparse | None:
         """A job for the segments to be emptied next, as many as one segment can take in what lives in them."""

@@ -17,7 +17,7 @@ from kvtier.segment.reader import Extent
 from kvtier.segment.writer import Draft
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.drafts import head_of, payload_draft, plain_codec
-from kvtier.vault import DecryptError, KeyMissing
+from kvtier.vault import DecryptError, KeyMissing, KeyUnavailable
 
 _BYTES_MAX = 32 << 20
 
@@ -30,9 +30,11 @@ class Copier:
         self._signals = signals
 
     def copies(
-        self, block_ids: Sequence[int], source: DiskTier, target: DiskTier
+        self, block_ids: Sequence[int], source: DiskTier, target: DiskTier, *, may_lose: bool
     ) -> tuple[list[tuple[int, Draft]], int]:
-        """Records to append to ``target`` for the first blocks, up to 32 MiB, and how many blocks those were."""
+        """Records to append to ``target`` for the first blocks, up to 32 MiB, and how many blocks those were; without
+        those that cannot be read. :class:`KeyUnavailable` instead, if they are not to be lost, and only their keys
+        cannot be had now."""
         drafts: list[tuple[int, Draft]] = []
         new: set[bytes] = set()
         size = count = 0
@@ -49,16 +51,24 @@ class Copier:
                     continue
                 if entry.content_id in new or view.content(target.tier_no, entry.content_id):
                     drafts.append((block_id, Draft(head_of(entry, RecordKind.REFERENCE, 0, 0), ())))
-                elif (draft := self.copy(block_id, entry, content, source, target)) is not None:
+                elif (draft := self.copy(block_id, entry, content, source, target, may_lose=may_lose)) is not None:
                     new.add(entry.content_id)
                     drafts.append((block_id, draft))
                     size += draft.head.record_len
         return drafts, count
 
     def copy(
-        self, block_id: int, entry: BlockEntry, content: ContentEntry, source: DiskTier, target: DiskTier
+        self,
+        block_id: int,
+        entry: BlockEntry,
+        content: ContentEntry,
+        source: DiskTier,
+        target: DiskTier,
+        *,
+        may_lose: bool = True,
     ) -> Draft | None:
-        """A block's record for ``target``, its payload read from ``source``, checked and encoded for there."""
+        """A block's record for ``target``, its payload read from ``source``, checked and encoded for there; None, or
+        :class:`KeyUnavailable`, as :meth:`copies` says."""
         extent = extent_of(content, entry.content_id)
         try:
             source.check_lengths(extent, entry.nbytes)
@@ -69,7 +79,9 @@ class Copier:
             target.vault.check_writable(entry.namespace)
             encoded = source.decrypt(head, extent, stored)
             codec_id, payload = self._for_target(entry, plain_codec(head.codec), encoded, target)
-        except KeyMissing:
+        except KeyMissing as e:
+            if isinstance(e, KeyUnavailable) and not may_lose:
+                raise
             self._signals.count("key_missing")
             return None
         except (DecryptError, FormatError, codec.CodecError):

@@ -219,9 +219,9 @@ class DiskTier:
 
     def seal(self) -> None:
         """Stop appending to the current segment, all of which is durable."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     def _sync(self) -> None:
         for writer in self._dirty:

@@ -32,7 +32,7 @@ from kvtier.tiers.planner import Encoded, Planner
 from kvtier.tiers.quotas import BLOCK_OVERHEAD_BYTES, Quotas
 from kvtier.tiers.room import NoRoom
 from kvtier.tiers.sparse import BlockNamer
-from kvtier.vault import KeyMissing
+from kvtier.vault import KeyMissing, KeyUnavailable
 
 Place = tuple[int, int]  # segment number, offset
 
@@ -111,7 +111,8 @@ class Ladder(Holdings):
         group.puts, group.put_off = puts, refused
 
     def _refuse(self, group: Group, block_ids: set[int], reason: Reason) -> None:
-        group.refuse(block_ids, self.known(block_ids), reason)
+        if block_ids:
+            group.refuse(block_ids, self.known(block_ids), reason)
 
     def _renounce_doubted(self, puts: Sequence[NewBlock]) -> None:
         """What could not be read is written again, not taken for there: it leaves the index first."""
@@ -235,6 +236,8 @@ class Ladder(Holdings):
         while (over := over_cap(self, tier, need, may_lose=may_lose)) > 0:
             if self.compactor.make_room(tier):
                 continue
+            if not may_lose:
+                self._check_below(tier)
             self.ledger.load([t.order for t in self.tiers])  # anew, if a commit has failed meanwhile
             before = tier.disk_bytes
             try:
@@ -247,6 +250,10 @@ class Ladder(Holdings):
                 raise
             if tier.order.is_loaded and not (freed or victims or self._drop_dead_tail(tier) or self.ledger.let_go()):
                 raise tier.room.refusal(f"tier {tier.name}: {over} bytes over its cap and nothing to evict")
+
+    def _check_below(self, tier: DiskTier) -> None:
+        for below in self.tiers[self.tiers.index(tier) + 1 :][:1]:
+            self._check_health(below)
 
     def _demoted_at_once(self, tier: DiskTier) -> int:
         """At least so many bytes go down to a hard disk together, so that most chains arrive there in one piece."""
@@ -279,11 +286,11 @@ class Ladder(Holdings):
             wanted = self._admission.at_move(self.tiers[below].gate, left, is_hit=False)
             if len(wanted) < len(left):
                 self._signals.count("not_admitted", len(left) - len(wanted))
-            moved = self._move(wanted, tier, self.tiers[below])
+            moved = self._move(wanted, tier, self.tiers[below], may_lose=may_lose)
             self._signals.count("demotions", len(moved))
             left = [b for b in left if b not in moved]
             if left and not may_lose:
-                self._check_health(self.tiers[below])
+                self._check_below(tier)
         if left:
             with self.ledger.change() as change:
                 for block_id in left:
@@ -324,14 +331,15 @@ class Ladder(Holdings):
             moved = self._move(wanted, source, target)
             self._signals.count("promotions", len(moved))
 
-    def _move(self, block_ids: Sequence[int], source: DiskTier, target: DiskTier) -> set[int]:
-        """Move blocks between tiers, in order, in bounded batches; returns those that arrived."""
+    def _move(self, block_ids: Sequence[int], source: DiskTier, target: DiskTier, *, may_lose: bool = True) -> set[int]:
+        """Move blocks between tiers, in order, in bounded batches; returns those that arrived. :class:`Suspended` if
+        others are not to be lost only because their keys cannot be had now."""
         moved: set[int] = set()
         left = list(block_ids)
         try:
             while left:
                 self._check_health(target)
-                drafts, count = self._copier.copies(left, source, target)
+                drafts, count = self._copier.copies(left, source, target, may_lose=may_lose)
                 left = left[count:]
                 if drafts and not self._fits(target, drafts):
                     self._make_room(target, drafts)
@@ -341,8 +349,10 @@ class Ladder(Holdings):
         except (OSError, NoRoom) as e:
             self._signals.count("move_errors")
             source.health.last_error = str(e)
-        except KeyMissing:  # it went away since the copy was made
+        except KeyMissing as e:
             self._signals.count("key_missing")
+            if isinstance(e, KeyUnavailable) and not may_lose:
+                raise Suspended(str(e)) from e
         return moved
 
     def write_copies(self, tier: DiskTier, drafts: Sequence[tuple[int, Draft]]) -> None:

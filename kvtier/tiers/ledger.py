@@ -43,6 +43,7 @@ class Ledger:
         self._touched: deque[int] = deque(maxlen=_TOUCHES_MAX)
         self._held: Counter[tuple[bytes, int]] = Counter()
         self.guarded: Counter[tuple[bytes, int]] = Counter()
+        self.changes = 0  # commits, and pins that ended: without any, who found nothing to do need not look again
         self.advice = Advice()
         self._noted: dict[int, Departure] = {}
         self._departure_rows = departure_rows(tiers[0].setup.bytes_max // _DEPARTURES_SHARE if tiers else 0)
@@ -68,6 +69,10 @@ class Ledger:
 
     def hold(self, namespace: bytes, block_ids: Sequence[int], by: int) -> None:
         """Protect blocks from eviction (``by`` = 1) or take that back (-1), on every tier."""
+        self.changes += by < 0
+        self._hold(namespace, block_ids, by)
+
+    def _hold(self, namespace: bytes, block_ids: Sequence[int], by: int) -> None:
         for block_id in block_ids:
             self._held[namespace, block_id] += by
             if not self._held[namespace, block_id]:
@@ -83,14 +88,14 @@ class Ledger:
                 self.guarded[key] += by
                 if not self.guarded[key]:
                     del self.guarded[key]
-                self.hold(namespace, [block_id], by)
+                self._hold(namespace, [block_id], by)
 
     def let_go(self) -> int:
         """Protect what is being read no longer; how many blocks that were."""
         count = len(self.guarded)
         self._signals.count("restores_cut", count)
         for namespace, block_id in self.guarded.elements():
-            self.hold(namespace, [block_id], -1)
+            self._hold(namespace, [block_id], -1)
         self.guarded.clear()
         return count
 
@@ -187,6 +192,7 @@ class Ledger:
             for order in self._orders:
                 order.reset()
             raise
+        self.changes += 1
         for tier in tiers:
             tier.uncommitted.clear()
         for (tier_no, segment_no), length in committed.items():

@@ -59,6 +59,8 @@ class Planner:
 
     def renewed(self, puts: Sequence[NewBlock], unchanged: Sequence[int]) -> dict[int, int]:
         """Which of the blocks that need no record expire at another time from now on, and when."""
+        if not unchanged:
+            return {}
         with self._index.read() as view:
             entries = {b: view.block(b) for b in unchanged}
         new = {p.block_id: p.expires_at for p in puts if p.block_id in entries}

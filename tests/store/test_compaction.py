@@ -19,6 +19,7 @@ from kvtier.fs import PortableFileSystem
 from kvtier.policy.base import SegmentFacts, TierFacts
 from kvtier.policy.compaction import Copy, Reclaim
 from kvtier.testing import Call, FaultyFileSystem
+from kvtier.tiers.ledger import Ledger
 from tests.stores import (
     KIB,
     MIB,
@@ -389,6 +390,31 @@ def test_a_pinned_segment_stays(tmp_path: Path) -> None:
         compacted = store.stats().counters["compaction_segments"]
         assert intact(store, values)
         assert compacted >= 2
+
+
+def test_an_idle_store_that_has_nothing_to_compact_looks_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every read wakes the worker: a look at all segments, and along the chains that are held, is not for each."""
+    looks: list[None] = []
+    monkeypatch.setattr(Copy, "pick", lambda policy, candidates: looks.append(None))
+    monkeypatch.setattr(Copy, "is_due", lambda policy, tier: True)
+    walks: list[None] = []
+    pinned = Ledger.pinned_segments
+    monkeypatch.setattr(Ledger, "pinned_segments", lambda *args: (walks.append(None), pinned(*args))[1])
+    with Store.open(copying(tmp_path), background=False, fs=PortableFileSystem()) as store:
+        values = thin_out(store)
+        store.pin(list(values))
+        store.resume_compaction()
+        settle(store)
+        before = len(looks)
+        assert before > 0
+        for key in values:
+            store.get(key)
+            list(store.get_many([key]))
+            settle(store)
+        assert (len(looks), walks) == (before, [])
+        store.unpin(list(values))
+        settle(store)
+        assert len(looks) > before
 
 
 @pytest.mark.parametrize("known", [False, True])

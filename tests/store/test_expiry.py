@@ -15,8 +15,9 @@ import pytest
 
 from kvtier import BlockState, Config, FlushError, LimitError, Miss, MissReason, PutItem, Store, single_key
 from kvtier.clock import StoreTime
-from kvtier.index.lmdb_index import LmdbIndex, WriteTxn
-from tests.stores import KIB, MIB, config, fill, names, noise, settle, tier, value_of
+from kvtier.index.lmdb_index import IndexFull, LmdbIndex, WriteTxn
+from kvtier.tiers.expiry import Expiry
+from tests.stores import KIB, MIB, commits, config, fill, names, noise, settle, tier, value_of
 
 SIZE = 100 * KIB
 DAY_S = 86_400.0
@@ -314,3 +315,56 @@ def test_a_renewal_that_failed_is_not_for_a_later_put(tmp_path: Path, monkeypatc
         store.flush()
         with store._back.parts.index.read() as view:
             assert [entry.expires_at for _, entry in view.blocks()] == [0]
+
+
+def test_a_busy_store_looks_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as there is more than one step can remove, else not with each group: it is a miss without that."""
+    clock = HandClock()
+    steps: list[None] = []
+    step = Expiry.step
+    monkeypatch.setattr(Expiry, "step", lambda expiry: (steps.append(None), step(expiry))[1])
+    with opened(tmp_path, clock, ttl_s=100) as store:
+        for number in range(600):
+            store.put(b"%d" % number, b"v")
+        store.flush()
+        clock.pass_(200)
+        steps.clear()
+        before = commits(store)
+        for number in range(20):
+            store.put(b"new%d" % number, b"v")
+            store.flush()
+        assert (len(steps), commits(store) - before) == (3, 23)
+        clock.pass_(1)
+        store.put(b"one more", b"v")
+        store.flush()
+        assert len(steps) == 4
+
+
+@pytest.mark.parametrize("error", [OSError("no"), IndexFull("no"), ValueError("no")])
+def test_an_index_that_cannot_be_written_is_tried_again_a_second_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """And compaction has its turn meanwhile."""
+    clock = HandClock()
+    with opened(tmp_path, clock) as store:
+        fill(store, names(3), SIZE)
+        store.put(b"k", b"v", ttl=10)
+        store.flush()
+        settle(store)
+        clock.pass_(20)
+
+        @contextmanager
+        def no(index: LmdbIndex) -> Iterator[WriteTxn]:
+            raise error
+            yield
+
+        back = store._back
+        assert back is not None
+        asked: list[None] = []
+        monkeypatch.setattr(back.ladder.compactor, "step", lambda tiers: asked.append(None))
+        with monkeypatch.context() as patch:
+            patch.setattr(LmdbIndex, "write", no)
+            assert back._when_idle() == 1.0
+            assert (len(asked), store.stats().counters["expiry_errors"]) == (1, 1)
+        settle(store)
+        assert store.stats().expiring == 0

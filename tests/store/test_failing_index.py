@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 import lmdb
 import pytest
 
-from kvtier import FlushError, Store
+from kvtier import FlushError, Key, Store
 from kvtier.fs import OsFileSystem
 from kvtier.index.lmdb_index import LmdbIndex
 from kvtier.testing import Call, FaultyFileSystem
 from kvtier.tiers.drafts import NewBlock
+from kvtier.tiers.ledger import Ledger
 from kvtier.vault import KeyMissing
 from tests.faults.episodes import Clock
 from tests.stores import KIB, MIB, config, disk_tier, fill, names, noise, settle, tier, value_of
@@ -201,3 +202,97 @@ def test_a_rewritten_block_that_is_gone_stays_gone(tmp_path: Path) -> None:
         gone = NewBlock(12345, 1, b"", b"gone", 0, b"", (memoryview(b"value"),), bytes(16))
         store._back.ladder.rewrite([gone], disk_tier(store))
         assert store.stats().blocks == 1
+
+
+def test_a_floor_is_not_kept_at_the_price_of_blocks_while_the_tier_below_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is the order of all blocks read anew each time that is tried."""
+    fs, clock = FaultyFileSystem(OsFileSystem()), Clock()
+    settings = config(tmp_path, tier("top", free_bytes_min=MIB), tier("low", free_bytes_min=0))
+    with Store.open(settings, fs=fs, clock=clock, background=False) as store:
+        fill(store, names(20), SIZE)
+        settle(store)
+        monkeypatch.setattr(fs, "disk_free", lambda path: 0)
+        told: list[None] = []
+        tell = Ledger._tell
+        monkeypatch.setattr(Ledger, "_tell", lambda *args: (told.append(None), tell(*args))[1])
+
+        def fail(call: Call) -> None:
+            if call.op == "reserve" and "/low/" in call.path:
+                raise OSError(errno.EIO, "no", call.path)
+
+        fs.on_call = fail
+        for _ in range(50):
+            clock.now += 1
+            store._headroom.look()
+            settle(store)
+        assert store.match(names(20)) == 20
+        assert len(told) < 10  # once for each time that the tier below is tried: after 1, 2, 4, ... s
+
+
+def test_keys_that_cannot_be_had_now_cost_no_blocks(tmp_path: Path) -> None:
+    """A cap that was lowered waits for them."""
+    is_down = False
+
+    def keys(namespace: bytes, key_id: str | None) -> Key:
+        if is_down:
+            raise ConnectionError("no answer")
+        return Key(key_id or "only", bytes(32))
+
+    two = tier("top", bytes_max=8 * MIB), tier("low")
+    with Store.open(config(tmp_path, *two), keys=keys, background=False) as store:
+        values = fill(store, names(20), SIZE)
+    lowered = config(tmp_path, tier("top", bytes_max=2 * MIB), tier("low"))
+    with Store.open(lowered, keys=keys, background=False) as store:
+        is_down = True
+        settle(store)
+        assert store.stats().counters["caps_not_kept"] == 1
+        is_down = False
+        assert store.match(names(20)) == 20
+        store.put(b"more", b"v")
+        store.flush()
+        assert {key: value_of(store.get(key)) for key in values} == values
+        assert store.stats().counters["demotions"] > 5
+
+
+@pytest.mark.parametrize("use", ["rotate", "expire", "promote"])
+def test_an_index_that_is_full_grows_for_whoever_fills_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    current = "a"
+    monkeypatch.setattr("kvtier.assembly._MAP_BYTES", 256 * KIB)
+    clock = Clock()
+    settings = config(tmp_path, tier("top", bytes_max=64 * MIB), tier("low", bytes_max=64 * MIB), value_bytes_max=64)
+    store = Store.open(
+        settings, keys=lambda ns, key_id: Key(key_id or current, bytes(32)), clock=clock, background=False
+    )
+    with store:
+        index = index_of(store)
+        keys = names(4000)
+        for at, key in enumerate(keys):
+            store.put(key, b"%d" % at, ttl=100 if use == "expire" else 0)
+            if at % 20 == 19:
+                store.flush()
+            if index.disk_bytes() > 7 * index._map_bytes // 8:
+                break
+        keys = keys[: at + 1]
+        size = index._map_bytes
+        for turn in "bcdefgh":
+            match use:
+                case "rotate":
+                    current = turn
+                    assert store.rotate_keys() == len(keys)
+                case "expire":
+                    clock.now += 200
+                    settle(store)
+                    clock.now += 2
+                    settle(store)
+                    assert store.stats().blocks == 0
+                    break
+                case "promote":
+                    store.get_many(keys)
+                    store._back.ladder.save_touches()  # type: ignore[union-attr]
+        if use == "rotate":
+            assert index._map_bytes > size
+        store.flush()
