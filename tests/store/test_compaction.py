@@ -19,6 +19,7 @@ from kvtier.fs import PortableFileSystem
 from kvtier.policy.base import SegmentFacts, TierFacts
 from kvtier.policy.compaction import Copy, Reclaim
 from kvtier.testing import Call, FaultyFileSystem
+from tests.clocks import HandClock
 from tests.stores import (
     KIB,
     MIB,
@@ -38,19 +39,6 @@ from tests.stores import (
 SIZE = 100 * KIB  # ten a segment
 KEYS = names(36)
 _SETTINGS = {"compaction": "copy", "compaction_dead_ratio": 0.25, "compaction_bytes_per_s": "1GiB"}
-
-
-class HandClock:
-    """Time that goes on when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
 
 
 def copying(folder: Path, **changes: Any) -> Any:

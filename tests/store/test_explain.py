@@ -21,6 +21,7 @@ from kvtier.index import schema
 from kvtier.index.lmdb_index import LmdbIndex
 from kvtier.index.schema import DEPARTURES_A_ROW, DEPARTURES_MAX, Departure, Reason
 from kvtier.testing import FaultyFileSystem
+from tests.clocks import HandClock
 from tests.stores import (
     KIB,
     MIB,
@@ -38,19 +39,6 @@ from tests.stores import (
 )
 
 LONG_AGO = 1_000_000_000.0  # 2001-09-09 01:46:40 UTC
-
-
-class HandClock:
-    """Time that passes when told to; the wall clock may be set to anything."""
-
-    def __init__(self, wall: float = LONG_AGO) -> None:
-        self.now, self.wall = 0.0, wall
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.wall
 
 
 def small(name: str = "disk", bytes_max: int = 768 * KIB) -> dict[str, Any]:

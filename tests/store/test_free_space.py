@@ -14,23 +14,11 @@ from kvtier.events import Event, RamShrunk, TierGrown, TierShrunk
 from kvtier.fs import FileSystem, OsFileSystem, PortableFileSystem
 from kvtier.memory import Memory
 from kvtier.testing import Call, FaultyFileSystem
+from tests.clocks import HandClock
 from tests.stores import KIB, MIB, config, disk_tier, fill, names, noise, occupied, settle, tier, value_of
 
 DISK, FLOOR = 20 * MIB, 4 * MIB
 GIB = 1 << 30
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
 
 
 class Shared:
@@ -39,7 +27,7 @@ class Shared:
     def __init__(self, folder: Path, inner: FileSystem) -> None:
         self._folder = folder
         self.others = 0
-        self.clock = Clock()
+        self.clock = HandClock()
         self.events: list[Event] = []
         self.fs = FaultyFileSystem(inner)
         setattr(inner, "disk_free", lambda path: self.free)  # noqa: B010
@@ -231,7 +219,7 @@ def in_memory(**ram: object) -> Config:
 
 
 def test_ram_shrinks_while_memory_is_short() -> None:
-    machine, clock = Machine(), Clock()
+    machine, clock = Machine(), HandClock()
     events: list[Event] = []
     keys = names(100)
     with Store.open(in_memory(), memory=machine, clock=clock, background=False, listeners=[events.append]) as store:
