@@ -49,15 +49,13 @@ class Copier:
                     continue
                 if entry.content_id in new or view.content(target.tier_no, entry.content_id):
                     drafts.append((block_id, Draft(head_of(entry, RecordKind.REFERENCE, 0, 0), ())))
-                elif (draft := self.copy(block_id, entry, content, source, target)) is not None:
+                elif (draft := self.copy(entry, content, source, target)) is not None:
                     new.add(entry.content_id)
                     drafts.append((block_id, draft))
                     size += draft.head.record_len
         return drafts, count
 
-    def copy(
-        self, block_id: int, entry: BlockEntry, content: ContentEntry, source: DiskTier, target: DiskTier
-    ) -> Draft | None:
+    def copy(self, entry: BlockEntry, content: ContentEntry, source: DiskTier, target: DiskTier) -> Draft | None:
         """A block's record for ``target``, its payload read from ``source``, checked and encoded for there."""
         extent = extent_of(content, entry.content_id)
         try:
