@@ -243,7 +243,7 @@ class Ladder(Holdings):
                 raise tier.room.refusal(f"tier {tier.name}: {over} bytes over its cap and nothing to evict")
 
     def _demoted_at_once(self, tier: DiskTier) -> int:
-        """At least so many bytes, or 256 blocks, go down to a hard disk together, so that most chains arrive there in one
+        """At least so many bytes, or 256 blocks, go down to a hard disk together, so that most chains arrive in one
         piece."""
         below = self.tiers[self.tiers.index(tier) + 1 :]
         return min(_DEMOTED_BYTES, tier.setup.bytes_max // 8) if below and below[0].habits.one_at_a_time else 0
