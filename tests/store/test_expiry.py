@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import shutil
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 from kvtier import BlockState, Config, FlushError, LimitError, Miss, MissReason, PutItem, Store, single_key
 from kvtier.clock import StoreTime
 from kvtier.index.lmdb_index import LmdbIndex, WriteTxn
+from kvtier.tiers.expiry import Expiry
 from tests.clocks import HandClock
 from tests.stores import KIB, MIB, config, fill, names, noise, settle, tier, value_of
 
@@ -238,12 +239,21 @@ def test_it_expires_where_all_is_encrypted(tmp_path: Path) -> None:
         assert is_absent(store, b"k")
 
 
-def test_the_worker_wakes_by_itself(tmp_path: Path) -> None:
+def test_the_worker_wakes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, removed = Expiry.step, threading.Event()
+
+    def told(expiry: Expiry) -> float | None:
+        wait = step(expiry)
+        if wait == 0.0:
+            removed.set()
+        return wait
+
+    monkeypatch.setattr(Expiry, "step", told)
     with Store.open(config(tmp_path)) as store:
         store.put(b"k", b"v", ttl=0.01)
         store.flush()
-        while store.stats().blocks:  # until the worker has done it
-            time.sleep(0.01)
+        assert removed.wait(60)
+        assert store.stats().blocks == 0
         assert store.stats().counters["expired"] == 1
 
 
