@@ -21,7 +21,9 @@ from tests.stores import (
     KIB,
     config,
     disk_tier,
+    fill,
     flip,
+    names,
     noise,
     occupied,
     segments,
@@ -141,14 +143,36 @@ def test_a_wrong_setting_is_refused(tmp_path: Path, key: str, value: object) -> 
         pass
 
 
-# -- the order on a disk that turns --------------------------------------------------------------------
+# -- where to ---------------------------------------------------------------------------------------
 
 
-def order_on_disk(store: Store, number: int = 0) -> list[bytes]:
+def places(store: Store, number: int = 0) -> dict[bytes, tuple[int, int]]:
+    """Segment and offset of each block in a tier."""
     assert store._back is not None
     with store._back.parts.index.read() as view:
         here = [e for _, e in view.blocks() if e.tier_no == disk_tier(store, number).tier_no]
-    return [e.key for e in sorted(here, key=lambda e: (e.segment_no, e.offset))]
+    return {e.key: (e.segment_no, e.offset) for e in here}
+
+
+def order_on_disk(store: Store, number: int = 0) -> list[bytes]:
+    found = places(store, number)
+    return sorted(found, key=found.__getitem__)
+
+
+def test_copies_stand_apart_from_what_is_put(tmp_path: Path) -> None:
+    with Store.open(copying(tmp_path), fs=PortableFileSystem(), background=False) as store:
+        thin_out(store, every=4)  # so that the copies leave room in their segment
+        fill(store, names(12, "new"), SIZE)  # they begin a segment in which all is alive
+        before = places(store)
+        store.resume_compaction()
+        settle(store)
+        fill(store, names(2, "later"), SIZE)
+        after = places(store)
+        copies = {after[key][0] for key in before if after[key] != before[key]}
+        others = {after[key][0] for key in after if after[key] == before.get(key) or key not in before}
+        assert copies
+        assert others
+        assert not copies & others
 
 
 @pytest.mark.parametrize("kind", ["ssd", "hdd"])
