@@ -198,6 +198,21 @@ def test_what_extends_a_block_without_a_budget_has_none_either(tmp_path: Path) -
         assert on_disk(store, [b"large", b"small", b"other"]) == [b"other"]
 
 
+def test_a_read_asks_again_only_if_there_is_a_budget(tmp_path: Path) -> None:
+    clock, keys = HandClock(), names(20)
+    with opened(tmp_path, tier(write_bytes_per_day=MIB), clock=clock) as store:
+        fill(store, keys, SIZE)
+        waiting = next(k for k in keys if k not in on_disk(store, keys))
+        budget = disk_tier(store).gate.budget
+        assert budget is not None
+        budget.spend(budget.left)  # to the last byte
+        assert store.get(waiting)
+        assert store.stats().queue.blocks == 0
+        clock.advance(DAY_S)
+        assert store.get(waiting)
+        assert store.stats().queue.blocks == 1
+
+
 @pytest.mark.parametrize(("seconds", "blocks"), [(0, 0), (DAY_S / 2, 5), (-DAY_S, 0), (1000 * DAY_S, 10)])
 def test_a_budget_outlives_the_process_and_any_jump_of_the_clock(tmp_path: Path, seconds: float, blocks: int) -> None:
     t = tier(write_bytes_per_day=10 * SIZE + 20 * KIB)
