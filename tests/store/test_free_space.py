@@ -196,6 +196,7 @@ def test_without_a_floor_the_disk_is_not_asked(shared: Shared) -> None:
         fill(store, names(20), 100 * KIB)
         assert store.match(names(20)) == 20
         assert disk_tier(store).room.is_short is False
+        assert shared.fs.counts["disk_free"] == 0
 
 
 # -- memory -----------------------------------------------------------------------------------------
