@@ -210,6 +210,8 @@ def test_bandwidth_is_limited_by_the_clock_and_stepping_ends(tmp_path: Path) -> 
         store.resume_compaction()
         batch = copied_after(0)
         assert 4 * MIB <= batch <= 4 * MIB + SIZE + KIB  # of which one second's worth was there
+        assert store._back is not None
+        assert store._back._when_idle() == pytest.approx((batch - MIB) / MIB)  # when the worker goes on by itself
         assert copied_after(2.9) == batch
         assert copied_after(0.5) > batch
         second = copied_after(-1000)  # a clock that jumps back gives nothing, and takes nothing
