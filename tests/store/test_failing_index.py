@@ -17,7 +17,7 @@ from kvtier.index.lmdb_index import LmdbIndex
 from kvtier.testing import Call, FaultyFileSystem
 from kvtier.tiers.drafts import NewBlock
 from kvtier.vault import KeyMissing
-from tests.faults.episodes import Clock
+from tests.clocks import HandClock
 from tests.stores import KIB, MIB, config, disk_tier, fill, names, noise, settle, tier, value_of
 
 SIZE = 200 * KIB
@@ -69,7 +69,7 @@ def index_of(store: Store) -> LmdbIndex:
 
 
 def test_an_index_that_could_not_be_opened_at_once_is_tried_again(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = HandClock()
     with Store.open(config(tmp_path), background=False, clock=clock) as store:
         values = fill(store, names(2), SIZE)
         with failing(index_of(store)):
@@ -89,7 +89,7 @@ def test_an_index_that_could_not_be_opened_at_once_is_tried_again(tmp_path: Path
 def test_what_failed_while_the_index_could_not_be_read_does_not_come_back(
     tmp_path: Path, keys_before: list[bytes]
 ) -> None:
-    clock = Clock()
+    clock = HandClock()
     with Store.open(config(tmp_path), background=False, clock=clock) as store:
         values = fill(store, keys_before, SIZE)
         with failing(index_of(store)):
@@ -137,7 +137,7 @@ def test_nothing_is_evicted_for_an_index_that_is_larger_than_the_cap(tmp_path: P
 
 
 def test_a_lowered_cap_drops_nothing_while_the_tier_below_fails(tmp_path: Path) -> None:
-    keys, clock, fs = names(20), Clock(), FaultyFileSystem(OsFileSystem())
+    keys, clock, fs = names(20), HandClock(), FaultyFileSystem(OsFileSystem())
 
     def fail(call: Call) -> None:
         if call.op in ("create", "write_at") and Path(call.path).parent.name == "below":
