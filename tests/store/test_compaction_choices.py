@@ -19,6 +19,7 @@ from kvtier.policy.compaction import Copy, Reclaim
 from tests.sparse import KEYS, SIZE, copying, intact, steps, thin_out
 from tests.stores import (
     KIB,
+    MIB,
     config,
     disk_tier,
     fill,
@@ -212,6 +213,17 @@ def test_a_batch_that_is_demoted_stands_chain_by_chain_on_a_disk_that_turns(tmp_
         ladder._evict(ladder.tiers[0], [store._wanted(k, b"").block_id for k in reversed(keys)])
         expected = sorted(keys) if kind == "hdd" else keys
         assert order_on_disk(store, 1) == expected
+
+
+@pytest.mark.parametrize(("kind", "blocks"), [("ssd", 1), ("hdd", 6)])
+def test_an_eighth_of_a_tier_goes_down_to_a_disk_that_turns_at_once(tmp_path: Path, kind: str, blocks: int) -> None:
+    tiers = [tier("top", bytes_max=4 * MIB), tier("low", kind=kind)]
+    with Store.open(config(tmp_path, *tiers), background=False) as store:
+        for key in names(60):
+            fill(store, [key], SIZE)
+            if moved := store.stats().counters.get("demotions", 0):
+                break
+        assert moved == blocks
 
 
 # -- by hand -----------------------------------------------------------------------------------------
