@@ -161,7 +161,7 @@ def _open(
     running.start(fs, root, crashes)  # first: to open a damaged index can end this process
     if not crashes:
         closers.append(partial(running.end, fs, root))  # also if this opening is refused
-    index, is_new_index = _open_index(fs, root, signals, audit=audit)
+    index, is_new_index = _open_index(fs, root, audit=audit)
     closers.append(index.close)
     for tier in config.tier:
         _check_mounted(fs, root, tier, known, index)
@@ -341,7 +341,7 @@ def _tier_folder(
     return folder
 
 
-def _open_index(fs: FileSystem, root: str, signals: Signals, *, audit: bool) -> tuple[LmdbIndex, bool]:
+def _open_index(fs: FileSystem, root: str, *, audit: bool) -> tuple[LmdbIndex, bool]:
     """The index, and whether it is a new one, which recovery will fill, because it was missing or damaged: without an
     ``audit``, a file is looked at that is shorter than it says, since to open that one could end this process."""
     folder = os.path.join(root, INDEX_FOLDER)

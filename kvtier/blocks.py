@@ -22,7 +22,7 @@ class PutOutcome(Enum):
     """What became of a ``put``."""
 
     QUEUED = "queued"
-    """Accepted: readable now and, if there is a disk tier, durable after ``flush()``."""
+    """Accepted: readable now and, if the first disk tier takes it in, durable after ``flush()``."""
     SKIPPED = "skipped"
     """The write queue was full and ``when_full`` is ``skip``: not written; in RAM only if the key was new."""
 
@@ -35,7 +35,8 @@ class Hint:
     """What a server knows of the future of blocks: see :meth:`kvtier.Store.hint`. ``Hint()`` takes earlier ones back.
 
     ``ended``: nobody is expected to use them again. ``returns_in``: when they are expected to be used next, in seconds
-    from now. ``priority``: blocks with a higher one stay longer; 0 is usual.
+    from now. ``priority``: blocks with a higher one stay longer; 0 is usual. Raises :class:`kvtier.LimitError` for a
+    time that is none.
     """
 
     ended: bool = False
@@ -51,7 +52,7 @@ class MissReason(Enum):
     """Why a block was not returned. Each is counted in ``stats``."""
 
     ABSENT = "absent"
-    """Never stored, evicted or deleted: :meth:`kvtier.Store.explain` says which."""
+    """Never stored, not admitted, evicted, expired or deleted: :meth:`kvtier.Store.explain` says which."""
     CORRUPT = "corrupt"
     """A check failed: the record is quarantined and its key can be stored again."""
     UNAVAILABLE = "unavailable"

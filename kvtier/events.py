@@ -139,8 +139,8 @@ class FolderExposed(Event):
 
 @dataclass(frozen=True, slots=True)
 class PolicyDisabled(Event):
-    """A policy of a tier (``ram``, or its name) raised, or gave away what it must not: until the store is opened again
-    the default of its kind does its work. Nothing is lost, but what the policy had learnt."""
+    """A policy raised, or gave away what it must not: until the store is opened again the default of its kind does its
+    work. Nothing is lost, but what the policy had learnt. ``tier``: whose it was, ``ram``, or ``prefetch``."""
 
     tier: str
     policy: str

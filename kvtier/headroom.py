@@ -29,8 +29,8 @@ class Headroom:
         if (pressure := self._front.ram.pressure) is not None:
             evicted = self._front.keep_ram_to(pressure.look(self._front.ram.bytes_used))
             self._signals.count("ram_pressure_evictions", evicted)
-            if evicted:  # else the next look would find as little, and evict as much again
-                give_back()
+            if evicted:
+                give_back()  # else the next look would find as little, and evict as much again
         return self._back.look() if self._back is not None else False
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """The protocols that policies implement.
 
-A policy is told what happens and answers questions; it never reads, writes or locks. Each belongs to one
-tier and is called by one thread at a time. Blocks are named by their 64-bit block id.
+A policy is told what happens and answers questions; it never reads, writes or locks. Each belongs to one tier, or to
+the store, and is called by one thread at a time unless it says otherwise. Blocks are named by their 64-bit block id.
+One that raises is disabled: the default of its kind takes over.
 """
 
 from __future__ import annotations

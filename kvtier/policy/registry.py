@@ -1,5 +1,5 @@
-"""Policies by the names that a configuration uses. A new policy is a class and a line here; one that evicts or compacts
-may also be a class of another package, named ``package.module:Class``."""
+"""Policies by the names that a configuration uses. A new policy is a class and a line here, or a class of another
+package, named ``package.module:Class``."""
 
 from __future__ import annotations
 

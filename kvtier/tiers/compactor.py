@@ -255,7 +255,7 @@ class Compactor:
                     break
                 block_id = job.left.popleft()
                 needed = job.needs(view, block_id)
-                if needed is not None and (draft := self._draft(block_id, *needed, tier)) is not None:
+                if needed is not None and (draft := self._draft(*needed, tier)) is not None:
                     drafts.append((block_id, draft))
                     size += draft.head.record_len
         if drafts:
@@ -266,11 +266,11 @@ class Compactor:
         tier.copying.take(size)
         self._signals.count("compaction_bytes_copied", size)
 
-    def _draft(self, block_id: int, entry: BlockEntry, content: ContentEntry | None, tier: DiskTier) -> Draft | None:
+    def _draft(self, entry: BlockEntry, content: ContentEntry | None, tier: DiskTier) -> Draft | None:
         """A copy of a block's record; None if it cannot be made, and the block stays where it is."""
         if content is None:
             return Draft(head_of(entry, RecordKind.REFERENCE, 0, 0), ())
-        return self._copier.copy(block_id, entry, content, tier, tier)
+        return self._copier.copy(entry, content, tier, tier)
 
     def _end(self, job: Sparse) -> None:
         """Remove the segments in which nothing lives any more."""

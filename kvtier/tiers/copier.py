@@ -51,7 +51,7 @@ class Copier:
                     continue
                 if entry.content_id in new or view.content(target.tier_no, entry.content_id):
                     drafts.append((block_id, Draft(head_of(entry, RecordKind.REFERENCE, 0, 0), ())))
-                elif (draft := self.copy(block_id, entry, content, source, target, may_lose=may_lose)) is not None:
+                elif (draft := self.copy(entry, content, source, target, may_lose=may_lose)) is not None:
                     new.add(entry.content_id)
                     drafts.append((block_id, draft))
                     size += draft.head.record_len
@@ -59,7 +59,6 @@ class Copier:
 
     def copy(
         self,
-        block_id: int,
         entry: BlockEntry,
         content: ContentEntry,
         source: DiskTier,

@@ -256,7 +256,8 @@ class Ladder(Holdings):
             self._check_health(below)
 
     def _demoted_at_once(self, tier: DiskTier) -> int:
-        """At least so many bytes go down to a hard disk together, so that most chains arrive there in one piece."""
+        """At least so many bytes, or 256 blocks, go down to a hard disk together, so that most chains arrive in one
+        piece."""
         below = self.tiers[self.tiers.index(tier) + 1 :]
         return min(_DEMOTED_BYTES, tier.setup.bytes_max // 8) if below and below[0].habits.one_at_a_time else 0
 

@@ -10,22 +10,10 @@ import pytest
 
 from kvtier import BlockState, FlushError, Store
 from kvtier.fs import OsFileSystem
+from tests.clocks import HandClock
 from tests.stores import KIB, config, disk_tier, fill, names, noise, tier
 
 YEAR = 365 * 86_400.0
-
-
-class Clock:
-    """Both clocks stand where they are put."""
-
-    def __init__(self, monotonic: float = 5 * YEAR, wall: float = 50 * YEAR) -> None:
-        self.now, self.wall = monotonic, wall
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.wall
 
 
 class FullDisk(OsFileSystem):
@@ -49,7 +37,7 @@ def lose(store: Store, key: bytes) -> None:
 
 @pytest.mark.parametrize("jump", [-4 * YEAR, -30.0, 4 * YEAR])
 def test_a_suspension_does_not_outlast_a_jump_of_the_clock(tmp_path: Path, jump: float) -> None:
-    fs, clock = FullDisk(), Clock()
+    fs, clock = FullDisk(), HandClock()
     with Store.open(config(tmp_path), fs=fs, clock=clock, background=False) as store:
         fs.is_full = True
         lose(store, b"a")
@@ -64,7 +52,7 @@ def test_a_suspension_does_not_outlast_a_jump_of_the_clock(tmp_path: Path, jump:
 
 
 def test_a_suspension_lasts_while_the_clock_stands(tmp_path: Path) -> None:
-    fs, clock = FullDisk(), Clock()
+    fs, clock = FullDisk(), HandClock()
     with Store.open(config(tmp_path), fs=fs, clock=clock, background=False) as store:
         fs.is_full = True
         for n in range(8):  # each time it waits longer, up to a minute
@@ -77,10 +65,10 @@ def test_a_suspension_lasts_while_the_clock_stands(tmp_path: Path) -> None:
         fs.is_full = False
 
 
-def survivors(folder: Path, jump: Callable[[Clock, int], None]) -> list[bytes]:
+def survivors(folder: Path, jump: Callable[[HandClock, int], None]) -> list[bytes]:
     """What is left of 40 blocks in room for fewer, half of them used again later, over three openings."""
     settings = config(folder, tier(bytes_max=1024 * KIB, segment_bytes=128 * KIB), value_bytes_max=64 * KIB)
-    clock, keys = Clock(), names(40)
+    clock, keys = HandClock(), names(40)
     for opening in range(3):
         with Store.open(settings, clock=clock, background=False) as store:
             for n, key in enumerate(keys[opening * 13 : opening * 13 + 14]):
@@ -93,15 +81,15 @@ def survivors(folder: Path, jump: Callable[[Clock, int], None]) -> list[bytes]:
 
 
 def test_recency_follows_no_clock(tmp_path: Path) -> None:
-    def steady(clock: Clock, _: int) -> None:
+    def steady(clock: HandClock, _: int) -> None:
         clock.now += 1
         clock.wall += 1
 
-    def backwards(clock: Clock, _: int) -> None:
+    def backwards(clock: HandClock, _: int) -> None:
         clock.now -= YEAR / 100
         clock.wall -= YEAR
 
-    def about(clock: Clock, n: int) -> None:
+    def about(clock: HandClock, n: int) -> None:
         clock.now = abs(n) * 1e6
         clock.wall = n * 7 * YEAR
 
@@ -114,7 +102,7 @@ def test_recency_follows_no_clock(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("wall", "said"), [(-3 * YEAR, 0), (200 * YEAR, 2**32 - 1), (12.7, 12)])
 def test_a_date_that_cannot_be_is_said_as_the_nearest_that_can(tmp_path: Path, wall: float, said: int) -> None:
-    clock = Clock(wall=wall)
+    clock = HandClock(wall=wall)
     for _ in range(2):  # and again, from the index
         with Store.open(config(tmp_path), clock=clock, background=False) as store:
             if store.explain(b"k").state is BlockState.UNKNOWN:
@@ -126,7 +114,7 @@ def test_a_date_that_cannot_be_is_said_as_the_nearest_that_can(tmp_path: Path, w
 
 
 def test_the_latest_departure_counts_not_the_one_with_the_latest_date(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = HandClock()
     with Store.open(config(tmp_path), clock=clock, background=False) as store:
         for wall in (90 * YEAR, 3 * YEAR):
             clock.wall = wall

@@ -63,6 +63,8 @@ def test_a_configuration_names_what_there_is() -> None:
         config.EvictionName: registry.EVICTION,
         config.PromotionName: registry.PROMOTION,
         config.CompactionName: registry.COMPACTION,
+        config.AdmissionName: registry.ADMISSION,
+        config.PrefetchName: registry.PREFETCH,
         config.CodecName: codec.CODEC_IDS,
     }
     for literal, known in names.items():

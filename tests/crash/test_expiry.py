@@ -102,7 +102,7 @@ def test_a_copy_that_no_commit_covers_expires_when_its_block_does(
     dies_before_commit(mortal)
     mortal.dies_in(getattr(mortal, how))
     assert mortal.lives_for() == HOUR
-    mortal.clock.pass_(HOUR)
+    mortal.clock.advance(HOUR)
     with mortal.again() as store:
         assert not store.get(b"k")
 
@@ -156,6 +156,6 @@ def test_an_index_made_anew_never_lets_a_block_expire_early(mortal: Mortal) -> N
     mortal.store.close()
     shutil.rmtree(mortal.folder / "store" / "index")
     assert mortal.lives_for() == DAY_S / 2
-    mortal.clock.pass_(DAY_S / 2)
+    mortal.clock.advance(DAY_S / 2)
     with mortal.again() as store:
         assert not store.get(b"k")

@@ -469,7 +469,7 @@ def test_gap_moves_both_ways_power(world: World, dies_in_recovery: bool, in_a_ne
     if in_a_new_segment:
         low.seal()
     move_down(store, b"k")
-    drafts, _ = ladder._copier.copies([store._wanted(b"up", b"").block_id], low, top)
+    drafts, _ = ladder._copier.copies([store._wanted(b"up", b"").block_id], low, top, may_lose=True)
     ladder._append(top, [draft for _, draft in drafts])
     die(store, world.fs)
     index.write_bytes(before)

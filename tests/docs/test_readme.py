@@ -60,11 +60,26 @@ def run_python(block: Block, names: dict[str, Any]) -> None:
         expect(block, block.output, printed.getvalue())
 
 
-def check_toml(block: Block, folder: Path) -> None:
-    name = re.match(r"# (\S+\.toml)\n", block.code)
-    file = folder / (name[1] if name else "unnamed.toml")
+def saved(block: Block, folder: Path, name: str = "") -> Path | None:
+    """The file that the first line names, if it is a comment that does, with the block in it."""
+    found = re.match(r"# (\S+\.(?:py|toml))\n", block.code)
+    if not (found or name):
+        return None
+    file = folder / (found[1] if found else name)
     file.write_text(block.code, encoding="utf-8")
-    Config.from_toml(file)
+    return file
+
+
+def run_module(file: Path) -> None:
+    if file.name.startswith("test_"):
+        command = [sys.executable, "-m", "pytest", "-q", file.name]
+        done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def check_toml(block: Block, folder: Path) -> None:
+    if file := saved(block, folder, "unnamed.toml"):
+        Config.from_toml(file)
 
 
 def run_console(block: Block) -> None:
@@ -87,7 +102,9 @@ def run_page(page: Path, folder: Path, with_model: bool) -> None:
     for block in blocks(page):
         if block.needs_model and not with_model:
             continue
-        if block.language == "python":
+        if block.language == "python" and (file := saved(block, folder)):
+            run_module(file)
+        elif block.language == "python":
             run_python(block, names)
         elif block.language == "toml":
             check_toml(block, folder)

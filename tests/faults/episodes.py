@@ -14,23 +14,11 @@ from pathlib import Path
 from kvtier import FlushError, Miss, MissReason, Store
 from kvtier.events import Event, SegmentLost, TierGrown, TierResumed, TierShrunk, TierSuspended, WriteFailed
 from kvtier.segment import reader
+from tests.clocks import HandClock
 from tests.stores import KIB, MIB, config, noise, settle, tier, value_of
 
 SIZE = 200 * KIB
 _LONG_S = 3600.0
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
 
 
 class Lines(logging.Handler):
@@ -56,7 +44,7 @@ class Tried:
         bytes_max: int = 64 * MIB,
         free_bytes_min: int = 0,
     ) -> None:
-        self.clock = Clock()
+        self.clock = HandClock()
         self.events: list[Event] = []
         self.values: dict[bytes, bytes] = {}
         self._count = 0

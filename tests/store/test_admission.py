@@ -10,27 +10,11 @@ import pytest
 from kvtier import BlockState, Hit, Store
 from kvtier.events import Event, PolicyDisabled, WriteBudgetSpent
 from kvtier.policy.base import Candidate
+from tests.clocks import HandClock
 from tests.stores import KIB, MIB, config, disk_tier, fill, names, noise, settle, tier, value_of
 
 SIZE = 100 * KIB
 DAY_S = 86_400.0
-
-
-class HandClock:
-    """Time that passes when told to; the wall clock may be set to anything."""
-
-    def __init__(self) -> None:
-        self.now, self.wall = 0.0, 1_000_000_000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.wall
-
-    def pass_(self, seconds: float) -> None:
-        self.now += seconds
-        self.wall += seconds
 
 
 def opened(folder: Path, *tiers: dict[str, Any], ram: int = 8 * MIB, **options: Any) -> Store:
@@ -194,12 +178,12 @@ def test_a_day_of_writing_is_bounded(tmp_path: Path) -> None:
         assert stored == keys[: len(stored)]  # a chain keeps its beginning
         assert store.explain(keys[19]).state is BlockState.NOT_ADMITTED
         assert [e for e in events if isinstance(e, WriteBudgetSpent)] == [WriteBudgetSpent("disk", MIB)]
-        clock.pass_(DAY_S / 2)
+        clock.advance(DAY_S / 2)
         fill(store, keys[20:], SIZE)
         more = store.stats().bytes_written - written
         assert MIB // 2 - 2 * SIZE < more <= MIB // 2 + 2 * SIZE
         assert len([e for e in events if isinstance(e, WriteBudgetSpent)]) == 1
-        clock.pass_(DAY_S)
+        clock.advance(DAY_S)
         fill(store, names(20, "later"), SIZE)
         assert len([e for e in events if isinstance(e, WriteBudgetSpent)]) == 2
 
@@ -212,6 +196,21 @@ def test_what_extends_a_block_without_a_budget_has_none_either(tmp_path: Path) -
         store.put(b"other", b"x")
         store.flush()
         assert on_disk(store, [b"large", b"small", b"other"]) == [b"other"]
+
+
+def test_a_read_asks_again_only_if_there_is_a_budget(tmp_path: Path) -> None:
+    clock, keys = HandClock(), names(20)
+    with opened(tmp_path, tier(write_bytes_per_day=MIB), clock=clock) as store:
+        fill(store, keys, SIZE)
+        waiting = next(k for k in keys if k not in on_disk(store, keys))
+        budget = disk_tier(store).gate.budget
+        assert budget is not None
+        budget.spend(budget.left)  # to the last byte
+        assert store.get(waiting)
+        assert store.stats().queue.blocks == 0
+        clock.advance(DAY_S)
+        assert store.get(waiting)
+        assert store.stats().queue.blocks == 1
 
 
 @pytest.mark.parametrize(("seconds", "blocks"), [(0, 0), (DAY_S / 2, 5), (-DAY_S, 0), (1000 * DAY_S, 10)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import shutil
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,27 +17,11 @@ from kvtier import BlockState, Config, FlushError, LimitError, Miss, MissReason,
 from kvtier.clock import StoreTime
 from kvtier.index.lmdb_index import IndexFull, LmdbIndex, WriteTxn
 from kvtier.tiers.expiry import Expiry
+from tests.clocks import HandClock
 from tests.stores import KIB, MIB, commits, config, fill, names, noise, settle, tier, value_of
 
 SIZE = 100 * KIB
 DAY_S = 86_400.0
-
-
-class HandClock:
-    """Time that passes when told to; the wall clock may be set to anything."""
-
-    def __init__(self, wall: float = 1_000_000_000.0) -> None:
-        self.now, self.wall = 0.0, wall
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.wall
-
-    def pass_(self, seconds: float) -> None:
-        self.now += seconds
-        self.wall += seconds
 
 
 def opened(folder: Path, clock: HandClock, *tiers: dict[str, Any], ram: int = 0, ttl_s: int = 0) -> Store:
@@ -62,13 +46,13 @@ def test_a_block_is_a_miss_once_its_time_is_up(tmp_path: Path, ram: int, flush: 
         if flush:
             store.flush()
             assert store.stats().expiring == 1
-        clock.pass_(9)
+        clock.advance(9)
         assert value_of(store.get(b"k")) == b"v"
-        clock.pass_(1.5)
+        clock.advance(1.5)
         assert is_absent(store, b"k")
         assert store.explain(b"k").state is BlockState.EXPIRED
         assert str(store.explain(b"k")) == "The block has expired."
-        clock.pass_(1000 * DAY_S)
+        clock.advance(1000 * DAY_S)
         assert value_of(store.get(b"other")) == b"v"
 
 
@@ -79,7 +63,7 @@ def test_the_worker_removes_what_has_expired(tmp_path: Path) -> None:
             store.put(key, noise(key, 10 * KIB), ttl=10 + i % 2 * 100)
         store.flush()
         live = store.stats().tiers[0].bytes_live
-        clock.pass_(20)
+        clock.advance(20)
         settle(store)
         stats = store.stats()
         assert (stats.blocks, stats.expiring, stats.counters["expired"]) == (150, 150, 150)
@@ -101,7 +85,7 @@ def test_a_default_and_its_exceptions(tmp_path: Path) -> None:
         store.flush()
         left = []
         for seconds in (50, 100, 1000):
-            clock.pass_(seconds)
+            clock.advance(seconds)
             left.append([k for k in (b"short", b"default", b"long", b"ever") if store.contains(k)])
         assert left == [[b"default", b"long", b"ever"], [b"long", b"ever"], [b"ever"]]
 
@@ -116,7 +100,7 @@ def test_the_last_put_says_how_long_a_block_lives(tmp_path: Path, second: float,
         store.put(b"k", b"v", ttl=second)
         store.flush()
         assert store.stats().bytes_written - written <= 256  # no payload
-        clock.pass_(90)
+        clock.advance(90)
         assert store.contains(b"k") == lives
     with opened(tmp_path, clock) as store:
         assert store.contains(b"k") == lives
@@ -130,9 +114,9 @@ def test_the_record_is_of_the_last_put_too(tmp_path: Path) -> None:
             store.flush()
     shutil.rmtree(tmp_path / "store" / "index")
     with opened(tmp_path, clock) as store:
-        clock.pass_(9 * DAY_S)
+        clock.advance(9 * DAY_S)
         assert store.contains(b"k")
-        clock.pass_(2.1 * DAY_S)
+        clock.advance(2.1 * DAY_S)
         assert not store.contains(b"k")
 
 
@@ -143,7 +127,7 @@ def test_a_block_that_has_expired_can_be_stored_again(tmp_path: Path) -> None:
             store.put(b"k", b"v", ttl=10)
             store.flush()
             assert value_of(store.get(b"k")) == b"v"
-            clock.pass_(20)
+            clock.advance(20)
             assert not store.get(b"k")
         settle(store)
         assert store.stats().blocks == 0
@@ -158,7 +142,7 @@ def test_it_expires_on_every_tier_and_after_every_move(tmp_path: Path) -> None:
         assert {i.tier for k in keys if (i := store.info(k))} == {"t1"}
         assert store.get(keys[0])
         settle(store)  # up again
-        clock.pass_(101)
+        clock.advance(101)
         assert not any(store.contains(k) for k in keys)
         settle(store)
         assert store.stats().counters["expired"] == 10
@@ -173,16 +157,16 @@ def test_it_outlives_the_process_and_the_index(tmp_path: Path, how: str) -> None
         store.put(b"ever", b"v")
     if how == "index lost":
         shutil.rmtree(tmp_path / "store" / "index")
-        clock.pass_(DAY_S)  # it knows the days only
+        clock.advance(DAY_S)  # it knows the days only
     elif how == "later":
-        clock.pass_(101)
+        clock.advance(101)
     with opened(tmp_path, clock) as store:
         assert store.contains(b"short") == (how == "none")
         assert store.stats().expiring == 2
         assert store.contains(b"long")
-        clock.pass_(3.9 * DAY_S)
+        clock.advance(3.9 * DAY_S)
         assert store.contains(b"long")
-        clock.pass_(2.1 * DAY_S)
+        clock.advance(2.1 * DAY_S)
         assert not store.contains(b"long")
         assert store.contains(b"ever")
 
@@ -207,7 +191,7 @@ def test_what_was_found_before_a_renewal_is_not_kept_in_ram(
         store.flush()
         store.forget_keys()
         assert [value_of(outcome) for outcome in chain][1:] == [b"value"]
-        clock.pass_(11)
+        clock.advance(11)
         assert bool(store.get(keys[2])) == lives
         assert store.contains(keys[2]) == lives
 
@@ -225,7 +209,7 @@ def test_no_jump_of_the_wall_clock_takes_all_or_keeps_for_ever(tmp_path: Path, j
     clock.wall -= jump
     with opened(tmp_path, clock) as store:
         assert store.contains(b"k")
-        clock.pass_(8.1 * DAY_S)
+        clock.advance(8.1 * DAY_S)
         assert not store.contains(b"k")
 
 
@@ -233,7 +217,7 @@ def test_store_time_never_goes_back() -> None:
     clock = HandClock()
     passing = StoreTime(clock, last=2_000_000_000)
     assert passing.now() == 2_000_000_000
-    clock.pass_(10)
+    clock.advance(10)
     assert passing.now() == 2_000_000_010
     clock.now = -1e6
     assert passing.now() == 2_000_000_010
@@ -252,7 +236,7 @@ def test_a_store_without_disks_forgets_too() -> None:
     with Store.open(Config.from_dict({"ram": {"bytes_max": MIB}}), clock=clock) as store:
         store.put(b"k", b"v", ttl=10)
         assert store.get(b"k")
-        clock.pass_(11)
+        clock.advance(11)
         assert not store.get(b"k")
         assert store.stats().ram.blocks == 0
 
@@ -264,7 +248,7 @@ def test_readers_in_other_processes_see_it_too(tmp_path: Path) -> None:
         store.flush()
     with Store.open(config(tmp_path), read_only=True, clock=clock) as reader:
         assert reader.get(b"k")
-        clock.pass_(101)
+        clock.advance(101)
         assert not reader.get(b"k")
 
 
@@ -276,16 +260,26 @@ def test_it_expires_where_all_is_encrypted(tmp_path: Path) -> None:
     with Store.open(config(tmp_path), background=False, clock=clock, keys=keys) as store:
         store.rotate_keys()
         assert value_of(store.get(b"k")) == b"v"
-        clock.pass_(3.1 * DAY_S)
+        clock.advance(3.1 * DAY_S)
         assert is_absent(store, b"k")
 
 
-def test_the_worker_wakes_by_itself(tmp_path: Path) -> None:
-    with Store.open(config(tmp_path)) as store:
+def test_the_worker_wakes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, removed = Expiry.step, threading.Event()
+
+    def told(expiry: Expiry) -> float | None:
+        wait = step(expiry)
+        if wait == 0.0:
+            removed.set()
+        return wait
+
+    monkeypatch.setattr(Expiry, "step", told)
+    unwatched = config(tmp_path, tier(free_bytes_min=0))  # else it is woken once a second
+    with Store.open(unwatched) as store:
         store.put(b"k", b"v", ttl=0.01)
         store.flush()
-        while store.stats().blocks:  # until the worker has done it
-            time.sleep(0.01)
+        assert removed.wait(60)
+        assert store.stats().blocks == 0
         assert store.stats().counters["expired"] == 1
 
 
@@ -322,19 +316,24 @@ def test_a_busy_store_looks_once_a_second(tmp_path: Path, monkeypatch: pytest.Mo
     clock = HandClock()
     steps: list[None] = []
     step = Expiry.step
-    monkeypatch.setattr(Expiry, "step", lambda expiry: (steps.append(None), step(expiry))[1])
+
+    def counted(expiry: Expiry) -> float | None:
+        steps.append(None)
+        return step(expiry)
+
+    monkeypatch.setattr(Expiry, "step", counted)
     with opened(tmp_path, clock, ttl_s=100) as store:
         for number in range(600):
             store.put(b"%d" % number, b"v")
         store.flush()
-        clock.pass_(200)
+        clock.advance(200)
         steps.clear()
         before = commits(store)
         for number in range(20):
             store.put(b"new%d" % number, b"v")
             store.flush()
         assert (len(steps), commits(store) - before) == (3, 23)
-        clock.pass_(1)
+        clock.advance(1)
         store.put(b"one more", b"v")
         store.flush()
         assert len(steps) == 4
@@ -351,7 +350,7 @@ def test_an_index_that_cannot_be_written_is_tried_again_a_second_later(
         store.put(b"k", b"v", ttl=10)
         store.flush()
         settle(store)
-        clock.pass_(20)
+        clock.advance(20)
 
         @contextmanager
         def no(index: LmdbIndex) -> Iterator[WriteTxn]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,8 +17,9 @@ from kvtier.index.lmdb_index import LmdbIndex
 from kvtier.testing import Call, FaultyFileSystem
 from kvtier.tiers.drafts import NewBlock
 from kvtier.tiers.ledger import Ledger
+from kvtier.tiers.order import Order
 from kvtier.vault import KeyMissing
-from tests.faults.episodes import Clock
+from tests.clocks import HandClock
 from tests.stores import KIB, MIB, config, disk_tier, fill, names, noise, settle, tier, value_of
 
 SIZE = 200 * KIB
@@ -70,7 +71,7 @@ def index_of(store: Store) -> LmdbIndex:
 
 
 def test_an_index_that_could_not_be_opened_at_once_is_tried_again(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = HandClock()
     with Store.open(config(tmp_path), background=False, clock=clock) as store:
         values = fill(store, names(2), SIZE)
         with failing(index_of(store)):
@@ -90,7 +91,7 @@ def test_an_index_that_could_not_be_opened_at_once_is_tried_again(tmp_path: Path
 def test_what_failed_while_the_index_could_not_be_read_does_not_come_back(
     tmp_path: Path, keys_before: list[bytes]
 ) -> None:
-    clock = Clock()
+    clock = HandClock()
     with Store.open(config(tmp_path), background=False, clock=clock) as store:
         values = fill(store, keys_before, SIZE)
         with failing(index_of(store)):
@@ -138,7 +139,7 @@ def test_nothing_is_evicted_for_an_index_that_is_larger_than_the_cap(tmp_path: P
 
 
 def test_a_lowered_cap_drops_nothing_while_the_tier_below_fails(tmp_path: Path) -> None:
-    keys, clock, fs = names(20), Clock(), FaultyFileSystem(OsFileSystem())
+    keys, clock, fs = names(20), HandClock(), FaultyFileSystem(OsFileSystem())
 
     def fail(call: Call) -> None:
         if call.op in ("create", "write_at") and Path(call.path).parent.name == "below":
@@ -208,7 +209,7 @@ def test_a_floor_is_not_kept_at_the_price_of_blocks_while_the_tier_below_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is the order of all blocks read anew each time that is tried."""
-    fs, clock = FaultyFileSystem(OsFileSystem()), Clock()
+    fs, clock = FaultyFileSystem(OsFileSystem()), HandClock()
     settings = config(tmp_path, tier("top", free_bytes_min=MIB), tier("low", free_bytes_min=0))
     with Store.open(settings, fs=fs, clock=clock, background=False) as store:
         fill(store, names(20), SIZE)
@@ -216,7 +217,12 @@ def test_a_floor_is_not_kept_at_the_price_of_blocks_while_the_tier_below_fails(
         monkeypatch.setattr(fs, "disk_free", lambda path: 0)
         told: list[None] = []
         tell = Ledger._tell
-        monkeypatch.setattr(Ledger, "_tell", lambda *args: (told.append(None), tell(*args))[1])
+
+        def counted(ledger: Ledger, orders: Sequence[Order]) -> None:
+            told.append(None)
+            tell(ledger, orders)
+
+        monkeypatch.setattr(Ledger, "_tell", counted)
 
         def fail(call: Call) -> None:
             if call.op == "reserve" and "/low/" in call.path:
@@ -224,7 +230,7 @@ def test_a_floor_is_not_kept_at_the_price_of_blocks_while_the_tier_below_fails(
 
         fs.on_call = fail
         for _ in range(50):
-            clock.now += 1
+            clock.advance(1)
             store._headroom.look()
             settle(store)
         assert store.match(names(20)) == 20
@@ -235,7 +241,7 @@ def test_keys_that_cannot_be_had_now_cost_no_blocks(tmp_path: Path) -> None:
     """A cap that was lowered waits for them."""
     is_down = False
 
-    def keys(namespace: bytes, key_id: str | None) -> Key:
+    def keys(namespace: bytes | None, key_id: str | None) -> Key:
         if is_down:
             raise ConnectionError("no answer")
         return Key(key_id or "only", bytes(32))
@@ -262,7 +268,7 @@ def test_an_index_that_is_full_grows_for_whoever_fills_it(
 ) -> None:
     current = "a"
     monkeypatch.setattr("kvtier.assembly._MAP_BYTES", 256 * KIB)
-    clock = Clock()
+    clock = HandClock()
     settings = config(tmp_path, tier("top", bytes_max=64 * MIB), tier("low", bytes_max=64 * MIB), value_bytes_max=64)
     store = Store.open(
         settings, keys=lambda ns, key_id: Key(key_id or current, bytes(32)), clock=clock, background=False
@@ -284,9 +290,9 @@ def test_an_index_that_is_full_grows_for_whoever_fills_it(
                     current = turn
                     assert store.rotate_keys() == len(keys)
                 case "expire":
-                    clock.now += 200
+                    clock.advance(200)
                     settle(store)
-                    clock.now += 2
+                    clock.advance(2)
                     settle(store)
                     assert store.stats().blocks == 0
                     break

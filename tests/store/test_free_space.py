@@ -14,23 +14,11 @@ from kvtier.events import Event, RamShrunk, TierGrown, TierShrunk
 from kvtier.fs import FileSystem, OsFileSystem, PortableFileSystem
 from kvtier.memory import Memory
 from kvtier.testing import Call, FaultyFileSystem
+from tests.clocks import HandClock
 from tests.stores import KIB, MIB, config, disk_tier, fill, names, noise, occupied, settle, tier, value_of
 
 DISK, FLOOR = 20 * MIB, 4 * MIB
 GIB = 1 << 30
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
 
 
 class Shared:
@@ -38,15 +26,16 @@ class Shared:
 
     def __init__(self, folder: Path, inner: FileSystem) -> None:
         self._folder = folder
+        self.size = DISK
         self.others = 0
-        self.clock = Clock()
+        self.clock = HandClock()
         self.events: list[Event] = []
         self.fs = FaultyFileSystem(inner)
         setattr(inner, "disk_free", lambda path: self.free)  # noqa: B010
 
     @property
     def free(self) -> int:
-        return max(0, DISK - self.others - occupied(self._folder))
+        return max(0, self.size - self.others - occupied(self._folder))
 
     def open(self, *tiers: dict[str, Any]) -> Store:
         settings = config(self._folder, *(tiers or (tier(bytes_max=14 * MIB, free_bytes_min=FLOOR),)))
@@ -91,16 +80,17 @@ def test_a_tier_shrinks_as_others_fill_its_disk(shared: Shared) -> None:
 
 
 def test_it_shrinks_in_steps_between_which_there_is_time_for_others(shared: Shared) -> None:
-    with shared.open() as store:
+    shared.size = 2 * DISK
+    with shared.open(tier(bytes_max=14 * MIB, free_bytes_min=12 * MIB)) as store:
         fill(store, names(130), 100 * KIB)
-        shared.others = DISK
+        shared.others = 2 * DISK  # so that 12 MiB are too much
         before = store.stats().tiers[0].bytes_used
         store._headroom.look()
         assert store._back is not None
         store._back._worker.step()
-        used = store.stats().tiers[0].bytes_used
-        assert 0 < before - used < 10 * MIB
-        assert used > 2 * MIB
+        assert 7 * MIB < before - store.stats().tiers[0].bytes_used < 10 * MIB
+        look(store)
+        assert store.stats().blocks == 0
 
 
 def test_what_is_written_leaves_the_floor_alone(shared: Shared) -> None:
@@ -208,6 +198,7 @@ def test_without_a_floor_the_disk_is_not_asked(shared: Shared) -> None:
         fill(store, names(20), 100 * KIB)
         assert store.match(names(20)) == 20
         assert disk_tier(store).room.is_short is False
+        assert shared.fs.counts["disk_free"] == 0
 
 
 # -- memory -----------------------------------------------------------------------------------------
@@ -230,16 +221,20 @@ def in_memory(**ram: object) -> Config:
     return Config.from_dict({"ram": {"bytes_max": 16 * MIB, "available_bytes_min": 64 * MIB, **ram}})
 
 
-def test_ram_shrinks_while_memory_is_short() -> None:
-    machine, clock = Machine(), Clock()
+def test_ram_shrinks_while_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, clock = Machine(), HandClock()
     events: list[Event] = []
-    keys = names(100)
+    keys, trims = names(100), list[str]()
+    monkeypatch.setattr("kvtier.headroom.give_back", lambda: trims.append("trim"))
     with Store.open(in_memory(), memory=machine, clock=clock, background=False, listeners=[events.append]) as store:
         machine.used = lambda: store._front.ram.bytes_used
         fill(store, keys, 100 * KIB)
         store.pin(keys[:3])
+        look(store)
+        assert trims == []
         machine.others = GIB - 70 * MIB  # so that 6 MiB are left above the floor
         look(store)
+        assert trims == ["trim"]
         stats = store.stats()
         assert stats.ram.bytes_used <= stats.ram.bytes_max_effective < stats.ram.bytes_max
         assert 5 * MIB < stats.ram.bytes_used <= 6 * MIB

@@ -25,12 +25,12 @@ def fs() -> FaultyFileSystem:
 
 
 @contextmanager
-def held(fs: FaultyFileSystem) -> Iterator[threading.Event]:
-    """Every read of a segment waits for the end of this; the event says that one has begun."""
+def held(fs: FaultyFileSystem, *, only_first: bool = False) -> Iterator[threading.Event]:
+    """Every read of a segment (or the first) waits for the end of this; the event says that one has begun."""
     begun, gate = threading.Event(), threading.Event()
 
     def hold(call: Call) -> None:
-        if call.op == "read_at":
+        if call.op == "read_at" and not (only_first and begun.is_set()):
             begun.set()
             assert gate.wait(60)
 
@@ -42,10 +42,12 @@ def held(fs: FaultyFileSystem) -> Iterator[threading.Event]:
         fs.on_call = None
 
 
-def reopened(folder: Path, fs: FaultyFileSystem | None = None, *, ram: int = 4 * MIB, **prefetch: object) -> Store:
+def reopened(
+    folder: Path, fs: FaultyFileSystem | None = None, *, ram: int = 4 * MIB, kind: str = "hdd", **prefetch: object
+) -> Store:
     """A store with a chain on disk and nothing in RAM; one block is read at a time."""
     limits = {"bytes_max": SIZE + 4 * KIB, "coalesce_bytes_max": SIZE, "threads": 1, **prefetch}
-    c = config(folder, tier(kind="hdd"), ram=ram, prefetch=limits)
+    c = config(folder, tier(kind=kind), ram=ram, prefetch=limits)
     with Store.open(c) as store:
         fill(store, KEYS, SIZE, chain=True)
     return Store.open(c, fs=fs)
@@ -116,6 +118,19 @@ def test_who_needs_it_now_does_not_wait_for_its_turn(tmp_path: Path, fs: FaultyF
         found = store.stats()
         assert found.prefetch.late == 7
         assert found.tiers[0].bytes_read < 9 * SIZE, "nothing was read twice"
+
+
+@pytest.mark.parametrize("how", ["get", "get_many"])
+def test_a_read_takes_over_what_waits_to_be_read(tmp_path: Path, fs: FaultyFileSystem, how: str) -> None:
+    with reopened(tmp_path, fs, kind="ssd", threads=2) as store:
+        with held(fs, only_first=True) as begun:
+            assert store.prefetch(KEYS[:8]) == 8
+            assert begun.wait(60)
+            rest = KEYS[1:8]
+            assert all(store.get_many(rest) if how == "get_many" else map(store.get, rest))
+        arrive(store, KEYS[:1])
+        found = store.stats().prefetch
+        assert (found.loaded, found.late) == (1, 7)
 
 
 def test_a_policy_of_ones_own_that_fails_is_given_up(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from kvtier import BlockState, Config, ConfigError, Hit, PutOutcome, Store
 from kvtier.fs import OsFileSystem
 from kvtier.testing import FaultyFileSystem
+from tests.clocks import HandClock
 from tests.crash.oracle import die
-from tests.store.test_admission import HandClock
 from tests.stores import KIB, MIB, commits, config, disk_tier, fill, names, noise, settle, tier, value_of
 
 SIZE = 100 * KIB
@@ -115,7 +115,7 @@ def test_every_block_is_there_all_the_time(tmp_path: Path) -> None:
                     store.delete(key)
                     truth.pop(key, None)
                 case 4:
-                    clock.pass_(chance.choice([1, 20]))
+                    clock.advance(chance.choice([1, 20]))
                 case 5:
                     store._back._worker.step()  # type: ignore[union-attr]
                 case 6 if chance.random() < 0.1:
@@ -148,7 +148,7 @@ def test_a_value_whose_time_is_up_takes_the_older_one_with_it(tmp_path: Path) ->
         fill(store, [b"k"], SIZE)
         before = written(store)
         store.put(b"k", noise("new", SIZE), ttl=10)
-        clock.pass_(11)
+        clock.advance(11)
         assert not store.get(b"k")
         store.flush()
         assert not store.get(b"k")

@@ -15,22 +15,11 @@ from kvtier import FlushError, Hit, Miss, MissReason, PutOutcome, Store
 from kvtier.events import Event, TierResumed, TierSuspended, WriteFailed, WriteSkipped
 from kvtier.fs import OsFileSystem
 from kvtier.testing import Call, FaultyFileSystem
+from tests.clocks import HandClock
 from tests.stores import KIB, MIB, commits, config, disk_tier, fill, names, noise, settle, tier, value_of
 
 #: What one block takes of the queue besides its bytes.
 OVERHEAD = 1024
-
-
-class HandClock:
-    """Time that passes when told to."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
 
 
 @pytest.fixture

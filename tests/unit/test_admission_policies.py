@@ -13,6 +13,7 @@ from kvtier.policy.base import Candidate
 from kvtier.policy.promotion import SecondHit
 from kvtier.policy.recent import RecentIds
 from kvtier.tiers.budget import Budget
+from tests.clocks import HandClock
 
 DAY_S = 86_400.0
 
@@ -72,17 +73,6 @@ def test_policies_are_found_by_name() -> None:
             find("sometimes")
         with pytest.raises(ConfigError, match="has no method"):
             find("kvtier.policy.recent:RecentIds")
-
-
-class HandClock:
-    def __init__(self) -> None:
-        self.now, self.wall = 0.0, 1e9
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.wall
 
 
 def test_a_budget_fills_evenly_and_no_higher_than_a_day() -> None:

@@ -180,7 +180,7 @@ def test_malformed_lines_are_named_and_left_out_only_if_asked(trace: Path, capsy
     assert err == f"kvtier: {trace}: left out 2 malformed lines\n"
 
 
-def test_plots(trace: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_plots(trace: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     folder = tmp_path / "new" / "plots"
     assert run(["replay", str(trace), "--capacity", "50%,4", "--policy", "all", "--plots", str(folder)]) == 0

@@ -5,22 +5,10 @@ from __future__ import annotations
 from kvtier.events import Event, RamGrown, RamShrunk, Signals
 from kvtier.memory import Memory
 from kvtier.tiers.pressure import Pressure
+from tests.clocks import HandClock
 
 CAP, FLOOR, TOTAL = 320, 100, 10_000
 _CALM_S = 11.0
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
 
 
 class Setting:
@@ -29,7 +17,7 @@ class Setting:
     def __init__(self) -> None:
         self.available = TOTAL
         self.broken = False
-        self.clock = Clock()
+        self.clock = HandClock()
         self.events: list[Event] = []
         self.signals = Signals([self.events.append])
         self.pressure = Pressure(CAP, lambda total: FLOOR, self._ask, self.signals, self.clock)

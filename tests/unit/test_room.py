@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from kvtier.events import Event, Signals, TierGrown, TierShrunk
 from kvtier.tiers.room import Disk, Floor, Room
+from tests.clocks import HandClock
 
 GIB = 1 << 30
 _MINUTE_S = 61.0
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
 
 
 class Setting:
@@ -31,7 +19,7 @@ class Setting:
         self.used: dict[str, int] = {}
         self.asked = 0
         self.broken = False
-        self.clock = Clock()
+        self.clock = HandClock()
         self.events: list[Event] = []
         self.signals = Signals([self.events.append])
         self.disk = Disk(self._free, self.clock, self.signals)

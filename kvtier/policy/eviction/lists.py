@@ -31,6 +31,10 @@ class Lists:
         self.before[slot], self.after[slot] = before, after
         self.after[before] = self.before[after] = slot
 
+    def put_back(self, slot: int, head: int) -> None:
+        """Put ``slot``, which is in no list, at the oldest end."""
+        self.link(slot, self.after[head])
+
     def unlink(self, slot: int) -> None:
         """Take ``slot`` out of its list."""
         before, after = self.before[slot], self.after[slot]

@@ -82,7 +82,7 @@ class S3Fifo(ListPolicy):
         return NONE
 
     def _back(self, slot: int) -> None:
-        self._lists.link(slot, self._lists.after[self._queue[slot]])
+        self._lists.put_back(slot, self._queue[slot])
 
     def _gone(self, slot: int) -> None:
         self._sizes[self._queue[slot]] -= 1

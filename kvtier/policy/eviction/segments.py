@@ -49,7 +49,7 @@ class Segments:
 
     def back(self, slot: int) -> None:
         """Put a parked slot at the oldest end of its segment."""
-        self._lists.link(slot, self._lists.after[self._of[slot]])
+        self._lists.put_back(slot, self._of[slot])
 
     def leave(self, slot: int) -> None:
         """A slot is in no list any more: nor is it in a segment."""

@@ -94,7 +94,7 @@ class WTinyLfu(ListPolicy):
         return slot
 
     def _back(self, slot: int) -> None:
-        self._lists.link(slot, self._lists.after[self._of[slot]])
+        self._lists.put_back(slot, self._of[slot])
 
     def _gone(self, slot: int) -> None:
         if self._of[slot] >= _MAIN:
