@@ -310,8 +310,7 @@ class Back:
             self._signals.emit(WriteFailed(top.name, len(ids), reason), quiet=bool(top.health.retry_at))
         self._reader.set_stale(ids, True)
         try:
-            if older := self.ladder.known(ids):
-                self.ladder.write([], older)
+            self.ladder.write([], self.ladder.known(ids))
         except Exception as e:  # they stay misses for as long as this process lives
             self._signals.count("index_errors")
             if not isinstance(e, Suspended):

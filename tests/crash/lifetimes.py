@@ -18,7 +18,7 @@ class Lifetimes:
         self._ever: defaultdict[Name, set[int]] = defaultdict(set)
         self._waiting: dict[bytes, int] = {}
 
-    def set(self, key: bytes, value: bytes, when: int) -> None:
+    def put(self, key: bytes, value: bytes, when: int) -> None:
         """A put was asked for."""
         self._may_be[key, value].add(when)
         self._ever[key, value].add(when)

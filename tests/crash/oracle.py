@@ -62,7 +62,7 @@ class Oracle:
         self.ever.setdefault(key, {None}).add(value)
         self.waiting[key] = value
         if value is not None:
-            self.lifetimes.set(key, value, expires_at)
+            self.lifetimes.put(key, value, expires_at)
         self.given_up.discard(key)
         self.refused.discard(key)
         self._over.discard(key)

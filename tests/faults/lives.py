@@ -26,9 +26,9 @@ class TellingOracle(Oracle):
         super().__init__()
         self._pipe = pipe
 
-    def set(self, key: bytes, value: bytes | None) -> None:
-        self._pipe.send(("set", key, value))
-        super().set(key, value)
+    def set(self, key: bytes, value: bytes | None, expires_at: int = 0) -> None:
+        self._pipe.send(("set", key, value, expires_at))
+        super().set(key, value, expires_at)
 
     def flushed(self) -> None:
         self._pipe.send(("flushed",))

@@ -13,6 +13,9 @@ from tests.torture.simulated import SimulatedClock
 from tests.torture.store_time import StoreTime
 
 
+Keys = set[bytes]
+
+
 class Version(NamedTuple):
     """A value that a key has had (None: it was absent), and when that expires; 0: never."""
 
@@ -35,7 +38,7 @@ class Model:
         self.time = StoreTime(clock)
         self.oracle = Oracle(self.time.now)
         self.reads_fail = False
-        self.just_committed: set[bytes] = set()  # what the latest commit has stored or renewed
+        self.just_committed: Keys = set()  # what the latest commit has stored or renewed
         self._versions: defaultdict[bytes, list[Version]] = defaultdict(lambda: [Version(None)])
         self._changes: defaultdict[bytes, int] = defaultdict(int)
 
@@ -58,7 +61,7 @@ class Model:
         self.oracle.was_refused(key)
         self._changes[key] += 1
 
-    def begins_commit(self) -> set[bytes]:
+    def begins_commit(self) -> Keys:
         """Give it what it stores and renews."""
         self.time.may_commit()
         self.just_committed = set()
@@ -95,8 +98,10 @@ class Model:
     def settled(self) -> None:
         """The store was opened anew, and asked for everything: what it said is the truth."""
         for key, values in self.oracle.may_be.items():
-            found = [Version(v, t) for v in values if v is not None for t in sorted(self.oracle.lifetimes.of(key, v))]
-            self._versions[key] = [*found, Version(None)] if None in values else found
+            self._versions[key] = []
+            for value in sorted(values, key=lambda v: v is None):  # what is current, if it is not known, comes last
+                times = {0} if value is None else self.oracle.lifetimes.of(key, value)
+                self._versions[key] += [Version(value, when) for when in sorted(times)]
 
     # -- reads --------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kvtier import Config, KeyProvider, KvtierError, Store, single_key
+from kvtier.check import verify
 from kvtier.compacting import compact
 from kvtier.events import Event, RebuildProgress
 from kvtier.fs import FileSystem, OsFileSystem, PortableFileSystem
@@ -80,6 +81,8 @@ class Simulation:
             self._say("close")
             self._fs.heal()
             self._close()
+            if not self.done["power"]:  # which may take a commit, but not the marks that came after it
+                assert verify(self._config).is_sound
             check_usable(self._settings.plain(), self.model.oracle, self._keys, self.clock)
 
     # -- steps --------------------------------------------------------------------------------------

@@ -45,15 +45,16 @@ class StoreTime:
     # -- openings -----------------------------------------------------------------------------------
 
     def may_have_opened(self) -> None:
-        """An opening may have committed something, or nothing."""
-        self._before = set(self._last)
+        """An opening may have committed something, or nothing: then the commit before it is still the last."""
+        self._before |= self._last
         self._last |= {int(self._opened_at(last)) for last in self._last}
 
     def opened(self, store_now: float) -> None:
         """The store says what time it is, which has to be one of the possible times."""
         possible = {last: self._opened_at(last) for last in self._last}
         assert store_now in possible.values(), f"{store_now}, not one of {sorted(possible.values())}"
-        self._last = self._before = {last for last, then in possible.items() if then == store_now} | {int(store_now)}
+        self._before |= self._last  # as above
+        self._last = {last for last, then in possible.items() if then == store_now} | {int(store_now)}
         self._start, self._since = store_now, self._clock.monotonic()
 
     def _opened_at(self, last: int) -> float:
