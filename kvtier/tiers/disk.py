@@ -109,6 +109,7 @@ class DiskTier:
         self._files = SegmentFiles(fs, self.path_of, has_jumps=self.habits.one_at_a_time)
         self._writer: SegmentWriter | None = None
         self.uncommitted: set[int] = set()  # segments appended to since the last index commit
+        self.has_left = False  # whether a recovery would believe what was given up: no commit came after it
         self._dirty: list[SegmentWriter] = []
         self._new_names = False
 
@@ -245,6 +246,7 @@ class DiskTier:
             except OSError:
                 self._signals.count("close_errors")
         touched = set(self.uncommitted)
+        self.has_left |= bool(touched)
         self._dirty.clear()
         self.uncommitted.clear()
         self._writer = None

@@ -99,7 +99,7 @@ class Ladder(Holdings):
         renewed = self._planner.renewed(group.puts, unchanged)
         written = self._append(top, [d for _, d in drafts])
         self.ledger.renew(renewed)  # last: it is for the next commit, whatever that is
-        if written or group.deletes or renewed or self._left_behind():
+        if written or group.deletes or renewed or top.has_left:
             self._commit(top, drafts, written, group.deletes)
             self._signals.count("blocks_written", sum(w.head.kind is RecordKind.BLOCK for w in written))
         return group
@@ -182,13 +182,6 @@ class Ladder(Holdings):
                 tier.cut(segment_no, committed_len)
             else:
                 tier.drop(segment_no)
-
-    def _left_behind(self) -> bool:
-        """Whether a recovery would believe what was given up: it may still be there, and no commit came after it."""
-        top = self.tiers[0]
-        with self._index.read() as view:
-            known = max(1, view.counter(f"next_segment:{top.tier_no}"))
-        return bool(top.uncommitted) or known < top.next_segment_no
 
     # -- room ---------------------------------------------------------------------------------------
 
@@ -389,7 +382,7 @@ class Ladder(Holdings):
     def save_touches(self) -> None:
         """Make recency durable, and that what was given up is, when no other commit will."""
         try:
-            while self.ledger.touches_waiting or self._left_behind():
+            while self.ledger.touches_waiting or self.tiers[0].has_left:
                 with self.ledger.change():
                     pass
         except (OSError, IndexFull):

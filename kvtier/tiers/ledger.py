@@ -195,6 +195,7 @@ class Ledger:
         self.changes += 1
         for tier in tiers:
             tier.uncommitted.clear()
+            tier.has_left = False
         for (tier_no, segment_no), length in committed.items():
             self._tiers[tier_no].segments[segment_no].committed_len = length
         self._noted.clear()

@@ -14,8 +14,9 @@ from kvtier.fs import PortableFileSystem
 from kvtier.index.lmdb_index import LmdbIndex, WriteTxn
 from kvtier.recovery import Recovery
 from kvtier.testing import FaultyFileSystem, SimulatedCrash
+from tests.clocks import HandClock
 from tests.crash.oracle import die, reopen
-from tests.store.test_expiry import DAY_S, HandClock
+from tests.store.test_expiry import DAY_S
 from tests.stores import KIB, config, noise, settle, tier, value_of
 
 HOUR = 3600
