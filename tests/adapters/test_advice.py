@@ -65,8 +65,9 @@ class Advised(LeafLru):
 
 @pytest.fixture(autouse=True)
 def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
-    for of, name, value in [(Watching, "asked_of", []), (Watching, "answered_of", []), (Advised, "ended", set())]:
-        monkeypatch.setattr(of, name, value)
+    monkeypatch.setattr(Watching, "asked_of", [])
+    monkeypatch.setattr(Watching, "answered_of", [])
+    monkeypatch.setattr(Advised, "ended", set())
 
 
 @pytest.fixture
@@ -295,22 +296,16 @@ def test_the_chain_comes_up_if_the_policy_wants_it(llm: Llama, tmp_path: Path, m
 
 
 @of("mha")
-def test_what_was_stored_before_a_failure_is_not_taken_for_this_answer(llm: Llama, tmp_path: Path) -> None:
-    """Nothing of the second prompt could be captured: there is no chain to tell of."""
-    with watched(tmp_path) as store, attach(llm, store, **OPTIONS) as cache:
-        engine.greedy(llm, engine.prompt(llm, 100), 2)
-        put, failed = store.put, []
-
-        def failing(*args: Any, **kwargs: Any) -> Any:
-            failed.append(args)
-            raise OSError("no")
-
-        store.put = failing  # type: ignore[method-assign]
-        engine.greedy(llm, engine.prompt(llm, 90, skip=5000), 2)
-        store.put = put  # type: ignore[method-assign]
-        assert failed
-        assert cache.stats.errors == {"OSError": len(failed)}
-        assert len(Watching.answered_of) == 1
+def test_only_what_the_context_holds_is_told_of(llm: Llama, tmp_path: Path) -> None:
+    """Drafts that were refused are taken back behind what was captured."""
+    prompt = engine.prompt(llm, 2 * BLOCK)
+    with watched(tmp_path) as store:
+        mine = LlamaSession(llm, store, Options(**OPTIONS))
+        engine.evaluate(llm, prompt)
+        mine.capture()
+        llm.n_tokens -= 1
+        mine.answered()
+        assert Watching.answered_of == [ids_of(mine, prompt[:BLOCK])]
 
 
 def test_sequences_of_one_context_tell_of_their_own(tmp_path: Path) -> None:
