@@ -19,6 +19,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -37,7 +38,7 @@ from kvtier_adapters.llama_cpp.turns import Turns
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
-    from kvtier import Store
+    from kvtier import Hint, Store
 
 _PATCHED = ("generate", "eval", "reset", "save_state", "load_state")
 _ATTACHED = "_kvtier_attachment"
@@ -254,6 +255,32 @@ class Attachment:
         """
         return self.session.explain(tokens)
 
+    def prefetch(self, tokens: Sequence[int]) -> int:
+        """A prompt waits for its turn: bring up into RAM, in the background, what its restore would read; returns how
+        many blocks are on their way. Any thread, also while the model evaluates; a failing store is counted.
+
+        One whose turn is next needs none: its restore reads ahead of itself.
+        """
+        return self.session.prefetch(tokens)
+
+    def cancel_prefetch(self, tokens: Sequence[int]) -> int:
+        """Undo one ``prefetch`` of a prompt, as its request was dropped; returns how many blocks are not read. Any
+        thread; a failing store is counted."""
+        return self.session.cancel_prefetch(tokens)
+
+    def hint(self, tokens: Sequence[int], hint: Hint, *, start: int = 0) -> None:
+        """Advise the eviction policies on all that is stored of a conversation: that it ended, when it will probably go
+        on, how important it is. Any thread; a failing store is counted.
+
+        The first ``start`` tokens are left out: a system prompt does not end with one conversation.
+        """
+        self.session.hint(tokens, hint, start=start)
+
+    def pinned(self, tokens: Sequence[int]) -> AbstractContextManager[None]:
+        """Inside, what is stored of ``tokens`` by now, and can be restored, is evicted from no tier. Any thread; a
+        failing store is counted."""
+        return self.session.pinned(tokens)
+
     def read(self, tokens: Sequence[int], progress: Callable[[Progress], None] | None = None) -> Progress:
         """Evaluate a long document in segments, each stored before the next one: to be gone on from after a kill.
 
@@ -332,6 +359,7 @@ class _Turn:
             inner.close()
             if started and self._current:
                 self._session.capture(self._length, checkpoint=True)
+                self._session.answered()
 
     @property
     def _current(self) -> bool:

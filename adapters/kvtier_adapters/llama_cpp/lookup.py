@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -118,7 +118,13 @@ class Lookup:
         ``most``: where evaluation must go on at the latest. Rows that go further are cut off there; a snapshot
         cannot be.
         """
-        for pieces in self.prefixes(keys, missing):
+        return self.first_plan(self.prefixes(keys, missing), most, missing)
+
+    def first_plan(
+        self, prefixes: Iterable[Sequence[Piece]], most: int, missing: Collection[bytes] = ()
+    ) -> Plan | None:
+        """The first of these stored prefixes that can be restored; ``most`` as in :meth:`plan`."""
+        for pieces in prefixes:
             if self.snapshots and pieces[-1].end > most:
                 continue
             window = self._window_of(pieces, min(most, pieces[-1].end), missing)
@@ -126,6 +132,21 @@ class Lookup:
             if window is not None and bool(snapshot) == self.snapshots:
                 return Plan(pieces, window, snapshot)
         return None
+
+    def blocks(self, plan: Plan, kept: int = 0) -> list[bytes]:
+        """The keys that a restore reads, in its order; the rows of the first ``kept`` pieces are there already."""
+        rows = [piece.key for piece in plan.pieces[kept:]] if self.rows else []
+        window = [part.key for part in plan.window]
+        return [*rows, *window, *(plan.snapshot.keys(self.secret) if plan.snapshot else ())]
+
+    def all_blocks(self, pieces: Iterable[Piece]) -> list[bytes]:
+        """The keys of all that is stored of these pieces: their own, and every window and snapshot as of their ends."""
+        keys = []
+        for piece in pieces:
+            window = self.window_part(piece) if self.n_swa else None
+            snapshot = self.snapshot(piece) if self.snapshots else None
+            keys += [piece.key, *([window.key] if window else ()), *(snapshot.keys(self.secret) if snapshot else ())]
+        return keys
 
     def _window_of(self, pieces: Sequence[Piece], resume: int, missing: Collection[bytes]) -> list[Piece] | None:
         """The stored rows of the window that ends with ``pieces``; None where one that ``resume`` needs is missing."""

@@ -107,9 +107,7 @@ class Restorer:
         to, native = self._to, self._to.native
         kept = self._keep_live(plan, tokens)
         wanted = plan.pieces[len(kept) :] if to.memory.layout else []
-        keys = [piece.key for piece in (*wanted, *plan.window)]
-        chunks = plan.snapshot.keys(to.secret) if plan.snapshot else []
-        found = to.store.get_many([*keys, *chunks], namespace=to.options.namespace, keep=False)
+        found = to.store.get_many(to.blocks(plan, len(kept)), namespace=to.options.namespace, keep=False)
         for piece in wanted:
             blob = self._checked(next(found), self._check(check_rows, piece))
             if blob is None:

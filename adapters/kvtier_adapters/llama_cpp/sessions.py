@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import llama_cpp
 
 from kvtier import ReadOnlyStore
+from kvtier_adapters.llama_cpp.advice import Advising
 from kvtier_adapters.llama_cpp.binding import Binding, as_tokens, common_prefix
 from kvtier_adapters.llama_cpp.capture import Recorder
 from kvtier_adapters.llama_cpp.checkpoints import Action
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from kvtier import Store
 
 
-class Session:
+class Session(Advising):
     """Captures and restores the state of one sequence of a context in ``store``.
 
     No method raises because of the store, the engine's state or a block in it: that is counted in
@@ -46,8 +47,9 @@ class Session:
     cannot be used. A context that has no state to store is refused: ``stats.refused`` says why, and
     every method then does nothing.
 
-    Thread rules: those of the context, one thread at a time. A capture that is asked for while the context is in
-    use (by a generator that is closed late, in another thread or by the garbage collector) does nothing.
+    Thread rules: those of the context, one thread at a time; the advice of :class:`.Advising` may come from any. A
+    capture that is asked for while the context is in use (by a generator that is closed late, in another thread or by
+    the garbage collector) does nothing.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class Session:
         except ReadOnlyStore:
             self._read_only = True
         except Exception as error:
-            self._count(error)
+            self.stats.count(error)
 
     def persist(self) -> None:
         """Capture all that the sequence holds and wait until it is durable: again, where the write queue was full."""
@@ -138,7 +140,7 @@ class Session:
         try:
             plan = self._to.plan(self._to.keys(as_tokens(prompt)), len(prompt))
         except Exception as error:
-            self._count(error)
+            self.stats.count(error)
             return 0
         return plan.end if plan else 0
 
@@ -172,7 +174,7 @@ class Session:
         except ReadOnlyStore:
             self._read_only = True
         except Exception as error:
-            self._count(error)
+            self.stats.count(error)
         finally:
             self._busy.release()
 
@@ -209,19 +211,15 @@ class Session:
                 to.native.truncate(resume)
                 self._held.hold(self._held.tokens, resume)
         except Exception as error:
-            self._count(error)
+            self.stats.count(error)
             action = Action.COLD
         if action is not Action.COLD and resume > 0:
             return action, resume
         try:
             to.empty()
         except Exception as error:
-            self._count(error)
+            self.stats.count(error)
         return Action.COLD, 0
-
-    def _count(self, error: Exception) -> None:
-        self.stats.errors[type(error).__name__] += 1
-        self.stats.last_error = f"{type(error).__name__}: {error}"
 
 
 class LlamaSession(Session):
@@ -267,7 +265,7 @@ class LlamaSession(Session):
         try:
             return self._mend()
         except Exception as error:
-            self._count(error)
+            self.stats.count(error)
             self._tokens.distrust()
             return []
 
@@ -295,7 +293,7 @@ class LlamaSession(Session):
         try:
             self._before_drafts = self._held.tokens.copy(), bytes(self._to.native.capture_snapshot())
         except Exception as error:
-            self._count(error)
+            self.stats.count(error)
 
     def _to_before_drafts(self, tokens: Tokens) -> int:
         """Go back to what :meth:`before_drafts` remembers, if ``tokens`` go on from there: how many then; else 0."""
@@ -312,7 +310,7 @@ class LlamaSession(Session):
                 self._to.native.truncate(position)
                 self._held.hold(self._held.tokens, position)
         except (NativeError, StateLayoutError) as error:
-            self._count(error)
+            self.stats.count(error)
             return 0
         return position
 

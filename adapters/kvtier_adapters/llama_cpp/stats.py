@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+_COUNTING = threading.Lock()
+
 
 @dataclass
 class SessionStats:
-    """Counts since the session began. Written by the thread that uses the model; reading is always safe."""
+    """Counts since the session began. Written by the thread that uses the model, ``errors`` by any; reading is always
+    safe."""
 
     prompts: int = 0
     tokens_evaluated: int = 0
@@ -43,6 +47,12 @@ class SessionStats:
     """Evaluations before which the context had to be brought back: see :meth:`.LlamaSession.mend`."""
     checkpoints_thinned: int = 0
     """Checkpoints deleted to keep a conversation's within ``checkpoint_bytes_max``."""
+
+    def count(self, error: Exception) -> None:
+        """Note an exception that was kept from inference. Any thread."""
+        with _COUNTING:
+            self.errors[type(error).__name__] += 1
+            self.last_error = f"{type(error).__name__}: {error}"
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "misses": dict(self.misses), "errors": dict(self.errors)}
