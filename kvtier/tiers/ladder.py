@@ -28,8 +28,9 @@ from kvtier.tiers.drafts import Group, NewBlock
 from kvtier.tiers.giving_way import over_cap
 from kvtier.tiers.holdings import Holdings
 from kvtier.tiers.ledger import Ledger
+from kvtier.tiers.limits import BLOCK_OVERHEAD_BYTES
 from kvtier.tiers.planner import Encoded, Planner
-from kvtier.tiers.quotas import BLOCK_OVERHEAD_BYTES, Quotas
+from kvtier.tiers.quotas import Quotas
 from kvtier.tiers.room import NoRoom
 from kvtier.tiers.sparse import BlockNamer
 from kvtier.vault import KeyMissing

@@ -19,7 +19,8 @@ from kvtier.segment.writer import Written
 from kvtier.tiers.advice import Advice
 from kvtier.tiers.catalog import Change
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.order import NamespaceOrders, Order
+from kvtier.tiers.limits import NamespaceOrders
+from kvtier.tiers.order import Order
 
 _TOUCHES_MAX = 1 << 16
 _TOUCHES_A_COMMIT_MAX = 1 << 12  # each rewrites a page of the index
