@@ -13,6 +13,23 @@ from kvtier.tiers.disk import DiskTier
 KIB, MIB = 1 << 10, 1 << 20
 
 
+class HandClock:
+    """Time that passes when told to; the wall clock may be set to anything."""
+
+    def __init__(self) -> None:
+        self.now, self.wall = 0.0, 1_000_000_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.wall
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
+        self.wall += seconds
+
+
 def tier(name: str = "disk", **changes: Any) -> dict[str, Any]:
     """A disk tier's section: 16 MiB in segments of 1 MiB."""
     return {"name": name, "kind": "ssd", "bytes_max": 16 * MIB, "segment_bytes": MIB, **changes}

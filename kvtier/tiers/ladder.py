@@ -240,7 +240,9 @@ class Ladder(Holdings):
             except BaseException:
                 tier.order.reset()  # it has given away what stays
                 raise
-            if tier.order.is_loaded and not (freed or victims or self._drop_dead_tail(tier) or self.ledger.let_go()):
+            if tier.order.is_loaded and not (
+                freed or victims or self._drop_dead_tail(tier) or self.ledger.guards.let_go()
+            ):
                 raise tier.room.refusal(f"tier {tier.name}: {over} bytes over its cap and nothing to evict")
 
     def _demoted_at_once(self, tier: DiskTier) -> int:

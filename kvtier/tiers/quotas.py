@@ -119,7 +119,7 @@ class Quotas:
                 self._orders.reset()  # it has given away what stays
                 raise
             if not victims:
-                if self._ledger.let_go():
+                if self._ledger.guards.let_go():
                     continue
                 break
             with self._ledger.change() as change:

@@ -10,27 +10,10 @@ import pytest
 from kvtier import BlockState, Hit, Store
 from kvtier.events import Event, PolicyDisabled, WriteBudgetSpent
 from kvtier.policy.base import Candidate
-from tests.stores import KIB, MIB, config, disk_tier, fill, names, noise, settle, tier, value_of
+from tests.stores import KIB, MIB, HandClock, config, disk_tier, fill, names, noise, settle, tier, value_of
 
 SIZE = 100 * KIB
 DAY_S = 86_400.0
-
-
-class HandClock:
-    """Time that passes when told to; the wall clock may be set to anything."""
-
-    def __init__(self) -> None:
-        self.now, self.wall = 0.0, 1_000_000_000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.wall
-
-    def pass_(self, seconds: float) -> None:
-        self.now += seconds
-        self.wall += seconds
 
 
 def opened(folder: Path, *tiers: dict[str, Any], ram: int = 8 * MIB, **options: Any) -> Store:

@@ -95,17 +95,17 @@ def test_the_same_run_gives_the_same_figures(capsys: Capture) -> None:
 def test_a_tier_model(trace: Path, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "tiers.toml"
     file.write_text(
-        'block_bytes = 100\n[[tier]]\nname = "ram"\nshare = 1\nread_bytes_per_second = 1000\n'
+        'block_bytes = 100\n[[tier]]\nname = "nvme"\nshare = 1\nread_bytes_per_second = 1000\n'
         '[[tier]]\nname = "ssd"\nshare = 1\neviction = "sieve"\n'
     )
     answer = report(capsys, str(trace), "--capacity", "4", "--tier-model", str(file), "--model", "smollm2-135m")
     row = answer["results"][0]
-    ram, ssd = row["tiers"]
-    assert (ram["name"], ram["capacity_blocks"], ssd["name"], ssd["capacity_blocks"]) == ("ram", 2, "ssd", 2)
-    assert row["bytes_moved"] == ram["bytes_demoted"] + ssd["bytes_promoted"] > 0
-    assert row["bytes_written"] == ram["bytes_written"] + ssd["bytes_written"]
-    assert ram["seconds_read"] == ram["bytes_read"] / 1000
-    assert ram["bytes_read"] + ssd["bytes_read"] == row["hit_ratio"] * 60 * 100
+    nvme, ssd = row["tiers"]
+    assert (nvme["name"], nvme["capacity_blocks"], ssd["name"], ssd["capacity_blocks"]) == ("nvme", 2, "ssd", 2)
+    assert row["bytes_moved"] == nvme["bytes_demoted"] + ssd["bytes_promoted"] > 0
+    assert row["bytes_written"] == nvme["bytes_written"] + ssd["bytes_written"]
+    assert nvme["seconds_read"] == nvme["bytes_read"] / 1000
+    assert nvme["bytes_read"] + ssd["bytes_read"] == row["hit_ratio"] * 60 * 100
     assert "seconds_read" not in ssd
     assert (answer["block_bytes"], answer["model"]) == (100, "smollm2-135m")
 
@@ -141,7 +141,7 @@ def test_a_policy_that_raises_is_a_row_and_the_others_go_on(
         (["--capacity", "50%", "--policy", ""], "there is no such policy"),
         (["--capacity", "50%", "--policy", "no_such_module:X"], "cannot be imported"),
         (["--capacity", "50%", "--model", "gpt"], "--model: unknown model 'gpt'"),
-        (["--capacity", "50%", "--tier-model", "none.toml"], "none.toml: No such file"),
+        (["--capacity", "50%", "--tier-model", "none.toml"], "none.toml: cannot be read: No such file"),
     ],
 )
 def test_refusals(trace: Path, capsys: Capture, argv: list[str], says: str) -> None:
@@ -150,8 +150,9 @@ def test_refusals(trace: Path, capsys: Capture, argv: list[str], says: str) -> N
 
 def test_a_tier_names_an_unknown_policy(trace: Path, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "tiers.toml"
-    file.write_text('[[tier]]\nname = "ram"\nshare = 1\neviction = "fifo"\n')
-    assert "tier.eviction: 'fifo'" in refusal(capsys, str(trace), "--tier-model", str(file))
+    file.write_text('[[tier]]\nname = "nvme"\nshare = 1\neviction = "fifo"\n')
+    says = 'tier[0].eviction: unknown eviction "fifo"'
+    assert says in refusal(capsys, str(trace), "--tier-model", str(file))
 
 
 def test_a_trace_that_is_not_there(capsys: Capture) -> None:
