@@ -234,19 +234,19 @@ class Simulation:
                     self._tiers[at].policy.hint(self._ids[block], hint)
 
     def _demote(self, at: int, victims: list[int]) -> None:
-        flows = self._tiers[at].flows
-        where = self._where
+        flows, where = self._tiers[at].flows, self._where
+        leaving = _LEAVING if at + 1 < len(self._tiers) else 0
         for block in victims:
             if where[block] != at + 1:
                 raise PolicyFault(f"pop() gave {self._ids[block]}, which is not in the tier")
-            where[block] = _LEAVING
-        is_last = at + 1 == len(self._tiers)
-        wanted = [] if is_last or not victims else self._admitted(at + 1, victims[::-1], is_hit=False)
-        for block in victims:
-            where[block] = 0
-        if wanted:
+            where[block] = leaving
+        lost = victims
+        if victims and at + 1 < len(self._tiers):
+            wanted = self._admitted(at + 1, victims[::-1], is_hit=False)
+            for block in victims:
+                where[block] = 0
             self._put(at + 1, wanted)
-        lost = [b for b in victims if not where[b]] if wanted else victims
+            lost = [b for b in victims if not where[b]]
         flows.demoted += len(victims) - len(lost)
         flows.dropped += len(lost)
         self._lose(lost)

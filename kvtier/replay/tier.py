@@ -74,16 +74,15 @@ class Tier:
 
     def make_room(self, count: int) -> list[int]:
         """Evict until ``count`` blocks fit or all that is left is protected; returns who left, in that order."""
-        pop, victims = self.policy.pop, []
-        while self.room < count:
+        pop, numbers, victims = self.policy.pop, self.numbers, []
+        for _ in range(count - self.room):
             victim = pop()
             if victim is None:
                 break
-            number = self.numbers.get(victim)
-            if number is None:
+            if victim not in numbers:
                 raise PolicyFault(f"pop() gave {victim!r}, which is not in the tier")
-            victims.append(number)
-            self.used -= 1
+            victims.append(numbers[victim])
+        self.used -= len(victims)
         return victims
 
     def enter(self, blocks: Sequence[int], parents: Sequence[int], clocks: Sequence[int]) -> None:
