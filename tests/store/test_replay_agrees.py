@@ -23,10 +23,10 @@ from tests.stores import MIB, HandClock, noise, settle
 
 SIZE = 4096
 PLENTY = 1000  # blocks: more than any trace here has
-COUNTED = ("not_admitted", "expired", "quota_evictions", "over_quota", "promotions")
+COUNTED = ("not_admitted", "expired", "quota_evictions", "over_quota")
 
 
-def random_trace(seed: int, requests: int = 120) -> Trace:
+def random_trace(seed: int, requests: int = 80) -> Trace:
     """Chains over a small tree, from two namespaces, some seconds apart."""
     chance, chains, numbers, made = random.Random(seed), Chains(), dict[tuple[int, str], int](), []
     time = 0
@@ -63,7 +63,7 @@ def replayed(trace: Trace, ram: int, tiers: list[dict[str, Any]], **more: Any) -
 
 
 def stored(
-    folder: Path, trace: Trace, ram: int, tiers: list[dict[str, Any]], ttl_s: int = 0, **more: Any
+    folder: Path, trace: Trace, ram: int, tiers: list[dict[str, Any]], ttl_s: int = 0, pin_blocks: int = 0, **more: Any
 ) -> tuple[list[int], Counter[str]]:
     """The same of a store, as a server uses it."""
     disk = {"kind": "ssd", "bytes_max": 64 * MIB, "segment_bytes": 16 * MIB}
@@ -75,7 +75,7 @@ def stored(
             **more,
         }
     )
-    clock, leads = HandClock(), []
+    clock, leads, pinned = HandClock(), [], set[bytes]()
     with Store.open(config, background=False, clock=clock) as store:
         assert store._back is not None
         for request in range(len(trace)):
@@ -84,6 +84,9 @@ def stored(
                 pass
             namespace = trace.namespace_names[trace.namespaces[request]].encode()
             keys = [b"%d" % block for block in trace.chain(request)]
+            if namespace:
+                store.pin([k for k in keys[:pin_blocks] if k not in pinned], namespace=namespace)
+                pinned.update(keys[:pin_blocks])
             lead = store.match(keys, namespace=namespace)
             assert all(store.get_many(keys[:lead], namespace=namespace))
             for at, key in list(enumerate(keys))[lead:]:
@@ -92,7 +95,7 @@ def stored(
             settle(store)
             leads.append(lead)
         counters = store.stats().counters
-    return leads, Counter({name: counters.get(name, 0) for name in COUNTED[:4]})
+    return leads, Counter({name: counters.get(name, 0) for name in COUNTED})
 
 
 DISK = {"name": "disk"}
@@ -128,3 +131,12 @@ def test_quotas(tmp_path: Path, ram: int, blocks: int, ttl_s: int) -> None:
     assert replayed(trace, ram, [DISK], ttl_s=ttl_s, quota=quota) == theirs
     assert theirs[1]["quota_evictions"] > 10
     assert (theirs[1]["over_quota"] > 0) == (blocks == 3)
+
+
+@pytest.mark.parametrize("pin_blocks", [1, 3])
+def test_pins(tmp_path: Path, pin_blocks: int) -> None:
+    trace = random_trace(3)
+    tier = DISK | {"admission": "min-chain", "admission_blocks_min": 6}
+    rule = [{"name": "a", "pin_blocks": pin_blocks}]
+    theirs = stored(tmp_path, trace, 8, [tier], pin_blocks=pin_blocks)
+    assert replayed(trace, 8, [tier], namespace=rule) == theirs != replayed(trace, 8, [tier])

@@ -48,6 +48,7 @@ def test_the_report(trace: Path, capsys: Capture) -> None:
         "requests": 30,
         "references": 60,
         "unique_blocks": 4,
+        "seconds": pytest.approx(0.029),
         "reuse": 1 - 4 / 60,
         "block_tokens": 512,
         "lines_skipped": 0,
