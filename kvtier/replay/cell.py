@@ -43,10 +43,11 @@ class Cell:
         self._block_bytes = model.bytes_of_block(trace.block_tokens)
         self._now = TraceTime()
         self._faults = Faults()
-        ram, sizes = model.said.ram, model.split(capacity)
-        time = StoreTime(self._now)
+        self._cares = _cares(trace, model)
+        self._quotas = model.quotas(capacity, self._block_bytes)
+        time, sizes = StoreTime(self._now), model.split(capacity)
         self._memory: Memory | None = None
-        if ram is not None:
+        if (ram := model.said.ram) is not None:
             made = self._made(policy(ram.eviction))
             self._memory = Memory(made, sizes.pop(0), self._block_bytes, time, self._faults)
         self.tiers = [
@@ -61,35 +62,39 @@ class Cell:
             )
             for tier, size in zip(model.tiers, sizes, strict=True)
         ]
-        quotas = model.quotas(capacity, self._block_bytes)
-        cares = _cares(trace, model)
-        speeds = [t.read_bytes_per_second for t in model.tiers]
-        self._managed: Managed | None = None
         self._simulation = Simulation(trace, ids, self.tiers, self._now)
-        if (
-            self._memory
-            or quotas
-            or any(speeds)
-            or any(c.ttl_s or c.pin_blocks for c in cares)
-            or not all(t.gate.is_open for t in self.tiers)
-        ):
-            self._simulation = self._managed = Managed(
+        if self._has_rules:
+            self._simulation = Managed(
                 trace,
                 ids,
                 self.tiers,
                 self._now,
-                cares,
+                self._cares,
                 memory=self._memory,
-                rooms=Rooms(quotas) if quotas else None,
-                speeds=speeds,
+                rooms=Rooms(self._quotas) if self._quotas else None,
+                speeds=[t.read_bytes_per_second for t in model.tiers],
                 time=time,
                 faults=self._faults,
             )
-        self._in_use = {
+
+    @property
+    def _has_rules(self) -> bool:
+        """Whether something but eviction, and promotion, decides what is where."""
+        used = self._memory or self._quotas or self._restores_last
+        return bool(used) or any(self._may_count.values()) or any(care.pin_blocks for care in self._cares)
+
+    @property
+    def _restores_last(self) -> bool:
+        return any(t.read_bytes_per_second for t in self._model.tiers)
+
+    @property
+    def _may_count(self) -> Mapping[str, bool]:
+        """Of the flows that not every replay has, which there may be."""
+        return {
             "not_admitted": not all(t.gate.is_open for t in self.tiers),
-            "expired": any(c.ttl_s for c in cares),
-            "quota_evicted": bool(quotas),
-            "over_quota": bool(quotas),
+            "expired": any(care.ttl_s for care in self._cares),
+            "quota_evicted": bool(self._quotas),
+            "over_quota": bool(self._quotas),
         }
 
     def run(self, hints: Hints | None, tick: Callable[[int], None] | None) -> Outcome:
@@ -108,8 +113,7 @@ class Cell:
     @property
     def restores_cut(self) -> int | None:
         """Restores that were protected no longer, as nothing else was left to evict; None: they take no time."""
-        has_speed = any(t.read_bytes_per_second for t in self._model.tiers)
-        return self._faults.get("restores_cut") if has_speed else None
+        return self._faults.get("restores_cut") if self._restores_last else None
 
     def figures(self) -> list[dict[str, Any]]:
         """What went in and out of RAM, if there is any, and of each tier."""
@@ -120,7 +124,7 @@ class Cell:
         return found
 
     def _tier_figures(self, modeled: ModeledTier, tier: Tier) -> dict[str, Any]:
-        counts = {k: n for k, n in asdict(tier.flows).items() if n or self._in_use.get(k, True)}
+        counts = {k: n for k, n in asdict(tier.flows).items() if n or self._may_count.get(k, True)}
         flows = self._bytes(counts)
         figures: dict[str, Any] = {"name": modeled.name, "capacity_blocks": tier.capacity, **flows}
         for what, speed in (("read", modeled.read_bytes_per_second), ("written", modeled.write_bytes_per_second)):

@@ -64,7 +64,7 @@ def with_priorities(trace: Trace, hints: Hints | None, priorities: Mapping[str, 
     """The hints, which also say what priority chains have, by namespace."""
     if not any(priorities.values()):
         return hints
-    found = list(hints.hints) if hints else [None] * len(trace)
+    found: list[Hint | None] = [*hints.hints] if hints else [None] * len(trace)
     for request, number in enumerate(trace.namespaces):
         if priority := priorities.get(trace.namespace_names[number], 0):
             found[request] = (found[request] or Hint())._replace(priority=priority)

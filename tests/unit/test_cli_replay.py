@@ -111,6 +111,41 @@ def test_a_tier_model(trace: Path, tmp_path: Path, capsys: Capture) -> None:
     assert (answer["block_bytes"], answer["model"]) == (100, "smollm2-135m")
 
 
+def test_what_is_refused_is_told_where_something_may_be(trace: Path, tmp_path: Path, capsys: Capture) -> None:
+    plain = report(capsys, str(trace), "--capacity", "4")["results"][0]
+    assert plain.keys().isdisjoint({"namespaces", "restores_cut"})
+    assert [k for k in plain["tiers"][0] if k.startswith("bytes_")] == [
+        f"bytes_{name}" for name in ("read", "written", "demoted", "promoted", "dropped")
+    ]
+    file = tmp_path / "tiers.toml"
+    file.write_text(
+        "block_bytes = 1000\nttl_s = 1\n[ram]\nshare = 1\n"
+        '[[tier]]\nname = "ssd"\nshare = 3\nadmission = "second-touch"\n'
+        '[[namespace]]\nname = "x"\nsessions = "50%"\n[[quota]]\nbytes_max = "100%"\n'
+    )
+    argv = [str(trace), "--capacity", "4", "--tier-model", str(file)]
+    row = report(capsys, *argv)["results"][0]
+    ram, ssd = row["tiers"]
+    assert ram.keys() == {"name", "capacity_blocks", "bytes_read", "bytes_written", "bytes_dropped"}
+    assert {"bytes_not_admitted", "bytes_expired", "bytes_quota_evicted", "bytes_over_quota"} < ssd.keys()
+    assert ssd["bytes_not_admitted"] > 0
+    assert row["bytes_written"] == ssd["bytes_written"]
+    assert {n["name"] for n in row["namespaces"]} == {"", "x"}
+    assert run(["replay", *argv]) == 0
+    out = capsys.readouterr().out
+    assert "leaf-lru at 4: ssd: written " in out
+    assert "leaf-lru at 4: namespace 'x': hit ratio" in out
+
+
+def test_rules_that_do_not_go_with_the_trace_are_refused(trace: Path, tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "tiers.toml"
+    file.write_text('[[tier]]\nname = "ssd"\nshare = 1\nwrite_bytes_per_day = 0\nadmission = "no_such_module:X"\n')
+    argv = [str(trace), "--capacity", "4", "--tier-model", str(file)]
+    assert f"{file}: tier[0].admission: 'no_such_module:X': cannot be imported" in refusal(capsys, *argv)
+    file.write_text('[[tier]]\nname = "ssd"\nshare = 1\nwrite_bytes_per_day = 0\n')
+    assert f"{file}: tier[0].write_bytes_per_day: 0B a day cannot hold a block of 64MiB" in refusal(capsys, *argv)
+
+
 def test_a_policy_that_raises_is_a_row_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
