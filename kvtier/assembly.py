@@ -42,9 +42,9 @@ from kvtier.recovery import Recovery, Report
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.ladder import Ladder
 from kvtier.tiers.ledger import Ledger
+from kvtier.tiers.limits import Limits, NamespaceOrders
 from kvtier.tiers.making import disk_tiers
-from kvtier.tiers.order import NamespaceOrders
-from kvtier.tiers.quotas import Limits, Quotas
+from kvtier.tiers.quotas import Quotas
 from kvtier.vault import Vault
 
 log = logging.getLogger("kvtier")

@@ -155,11 +155,11 @@ class Back:
             return
         ends = {p.tier.tier_no: p.wanted.block_id for p in located}  # each tier looks at its own part of a chain
         held = list(dict.fromkeys([*ends.values(), last.block_id]))
-        self._worker.submit(partial(self.ladder.ledger.guard, last.namespace, held, 1))
+        self._worker.submit(partial(self.ladder.ledger.guards.guard, last.namespace, held, 1))
         try:
             yield
         finally:
-            self._worker.submit(partial(self.ladder.ledger.guard, last.namespace, held, -1))
+            self._worker.submit(partial(self.ladder.ledger.guards.guard, last.namespace, held, -1))
 
     def read_ahead(self, located: Sequence[Located], *, keep: bool) -> Iterator[RamBlock | MissReason]:
         """Blocks in order, later ones being read while the consumer works on earlier ones."""

@@ -15,7 +15,7 @@ from kvtier.blocks import PutOutcome
 from kvtier.clock import StoreTime
 from kvtier.errors import StoreClosed
 from kvtier.policy.base import Hint
-from kvtier.tiers.ram import RamBlock, RamTier
+from kvtier.tiers.ram import OVERHEAD_BYTES, RamBlock, RamTier
 from kvtier.tiers.reading import Wanted
 
 _GROUP_BYTES_MAX = 32 << 20
@@ -42,13 +42,13 @@ class Front:
         queue_bytes_max: int,
         first_seq: int,
         passing: StoreTime,
-        ask_again: Callable[[int], bool] = lambda block_id: False,
+        ask_again: Callable[[int, int], bool] = lambda block_id, cost: False,
         *,
         write_back: bool = False,
     ) -> None:
         """``passing``: the time by which blocks expire. ``ask_again`` is told that a block was read which no disk tier
-        has taken in, and says whether one may now. ``write_back``: blocks are queued when they leave RAM, not when they
-        are put."""
+        has taken in, and what that would cost in bytes (0: it is not to be asked now), and says whether one may.
+        ``write_back``: blocks are queued when they leave RAM, not when they are put."""
         self._lock = threading.Lock()
         self.ram = ram
         self.ram.write = self._write
@@ -100,9 +100,11 @@ class Front:
         return None
 
     def _note_use(self, block_id: int, block: RamBlock) -> None:
-        is_waiting = block_id in self.ram.waiting
-        if (is_waiting or block_id in self.ram.unwritten) and self._ask_again(block_id) and is_waiting:
-            self._again.append((block_id, block))
+        if block_id in self.ram.waiting:
+            if self._ask_again(block_id, block.nbytes + OVERHEAD_BYTES):
+                self._again.append((block_id, block))
+        elif block_id in self.ram.unwritten:
+            self._ask_again(block_id, 0)
 
     def _put_again(self) -> None:
         """Queue what may be taken in now, ancestors first, as far as there is room."""

@@ -185,7 +185,7 @@ def stats_of(front: Front, ladder: Ladder | None, signals: Signals, tally: Tally
         quarantined=counts.pop("quarantined", 0),
         pinned=front.pinned,
         hinted=len(ladder.ledger.advice) if ladder else front.ram.hinted,
-        being_read=len(ladder.ledger.guarded) if ladder else 0,
+        being_read=len(ladder.ledger.guards) if ladder else 0,
         expiring=ladder.count_expiring() if ladder else 0,
         index_bytes=ladder.index_bytes if ladder else 0,
         namespaces=_namespace_stats(ladder, tally),

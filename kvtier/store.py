@@ -123,7 +123,7 @@ class Store(Advised):
         self._signals = signals
         self._closing = threading.Lock()
         first_seq = parts.ladder.ledger.last_seq + 1 if parts else 1
-        ask_again = parts.ladder.tiers[0].gate.used if parts and not read_only else lambda block_id: False
+        ask_again = parts.ladder.tiers[0].gate.used if parts and not read_only else lambda block_id, cost: False
         self._front = Front(
             ram,
             config.write_behind.bytes_max,

@@ -13,8 +13,8 @@ from typing import Protocol
 from kvtier.background.prefetcher import Prefetcher
 from kvtier.events import Signals
 from kvtier.policy.base import PrefetchPolicy
+from kvtier.policy.guarded import policy_disabled
 from kvtier.policy.prefetch import ChainOnly
-from kvtier.tiers.order import policy_disabled
 from kvtier.tiers.ram import RamTier
 from kvtier.tiers.reading import Located
 

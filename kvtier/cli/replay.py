@@ -19,8 +19,10 @@ from kvtier.errors import ConfigError, ConfigProblem
 from kvtier.policy.registry import EVICTION, eviction
 from kvtier.replay import generator, plots
 from kvtier.replay.capacity import Capacity, parse_capacities
-from kvtier.replay.hints import HintKind, make_hints
-from kvtier.replay.measure import Factory, Replay, Row
+from kvtier.replay.cell import Factory
+from kvtier.replay.hints import HintKind, make_hints, with_priorities
+from kvtier.replay.measure import Replay, Row
+from kvtier.replay.namespaces import assigned
 from kvtier.replay.reader import Progress, read_trace
 from kvtier.replay.report import as_json, as_text
 from kvtier.replay.tier_model import TierModel, read_tier_model
@@ -74,9 +76,11 @@ def replay(
     factories = _factories(names, tiers)
     if plots_folder:
         plots.check()
-    stream = _trace(trace, lenient)
+    stream = assigned(_trace(trace, lenient), tiers.said.namespace)
     capacities = parse_capacities(capacity, stream.unique)
-    rows = _rows(stream, capacities, Replay(stream, tiers, factories, make_hints(stream, hints, seed)), names)
+    tiers.check(stream, {c.text: c.blocks for c in capacities})
+    told = with_priorities(stream, make_hints(stream, hints, seed), tiers.priorities)
+    rows = _rows(stream, capacities, Replay(stream, tiers, factories, told), names)
     if json:
         print_json(as_json(stream, tiers, hints.value, seed, rows))
     else:
@@ -90,9 +94,9 @@ def replay(
 
 def _factories(names: list[str], tiers: TierModel) -> Mapping[str, Factory]:
     """The policies by name, also those that tiers name for themselves. Raises ConfigError with the names there are."""
-    wanted = dict.fromkeys(names, "--policy") | {t.eviction: "tier.eviction" for t in tiers.tiers if t.eviction}
-    if any(":" in name for name in wanted):
+    if any(":" in name for name in names) or tiers.has_classes:
         sys.path.insert(0, os.getcwd())  # for classes that are no installed package's
+    wanted = dict.fromkeys(names, "--policy") | dict(tiers.policies())
     problems: list[ConfigProblem] = []
     found: dict[str, Factory] = {}
     for name, where in wanted.items():

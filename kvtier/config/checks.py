@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kvtier.config.floors import disk_floor_problem, memory_problems
 from kvtier.config.problems import path_of
@@ -64,7 +64,8 @@ def _tier_problems(config: Config) -> Iterator[ConfigProblem]:
             message = f"{format_size(tier.segment_bytes)} cannot hold a value of store.value_bytes_max"
             hint = f"at least {value + RECORD_OVERHEAD_BYTES_MAX} bytes, or lower that limit"
             yield ConfigProblem(path_of(("tier", i, "segment_bytes")), message, hint)
-        yield from _admission_problems(i, tier, value)
+        yield from admission_problems(i, tier)
+        yield from budget_problem(i, tier, value + RECORD_OVERHEAD_BYTES_MAX, "a value of store.value_bytes_max")
         if problem := _cap_problem(tier):
             yield ConfigProblem(path_of(("tier", i, "bytes_max")), *problem)
         if problem := disk_floor_problem(tier):
@@ -72,34 +73,54 @@ def _tier_problems(config: Config) -> Iterator[ConfigProblem]:
         seen.append(tier)
 
 
-def _admission_problems(i: int, tier: TierConfig, value_bytes_max: int) -> Iterator[ConfigProblem]:
+class Admitting(Protocol):
+    """A tier of a configuration, or of a tier model."""
+
+    @property
+    def model_fields_set(self) -> set[str]: ...
+
+    @property
+    def admission(self) -> str: ...
+
+    @property
+    def write_bytes_per_day(self) -> int | None: ...
+
+
+def admission_problems(i: int, tier: Admitting) -> Iterator[ConfigProblem]:
+    """What of a tier's admission does not go together."""
     if "admission_blocks_min" in tier.model_fields_set and tier.admission != "min-chain":
         message = f"means nothing with admission {tier.admission!r}"
         hint = 'leave it out, or set admission = "min-chain"'
         yield ConfigProblem(path_of(("tier", i, "admission_blocks_min")), message, hint)
-    if tier.write_bytes_per_day is None:
-        if tier.admission == "write-budget":
-            path = path_of(("tier", i, "write_bytes_per_day"))
-            yield ConfigProblem(path, "required key is missing", 'for example "200GiB"')
-    elif tier.write_bytes_per_day < value_bytes_max + RECORD_OVERHEAD_BYTES_MAX:
-        message = f"{format_size(tier.write_bytes_per_day)} a day cannot hold a value of store.value_bytes_max"
-        hint = f"at least {value_bytes_max + RECORD_OVERHEAD_BYTES_MAX} bytes, or lower that limit"
-        yield ConfigProblem(path_of(("tier", i, "write_bytes_per_day")), message, hint)
+    if tier.write_bytes_per_day is None and tier.admission == "write-budget":
+        path = path_of(("tier", i, "write_bytes_per_day"))
+        yield ConfigProblem(path, "required key is missing", 'for example "200GiB"')
+
+
+def budget_problem(i: int, tier: Admitting, bytes_min: int, what: str) -> Iterator[ConfigProblem]:
+    """That a day's budget is less than ``what`` takes."""
+    if tier.write_bytes_per_day is not None and tier.write_bytes_per_day < bytes_min:
+        message = f"{format_size(tier.write_bytes_per_day)} a day cannot hold {what}"
+        yield ConfigProblem(path_of(("tier", i, "write_bytes_per_day")), message, f"at least {bytes_min} bytes")
 
 
 def _quota_problems(config: Config) -> Iterator[ConfigProblem]:
     if config.quota and not config.tier:
         yield ConfigProblem("quota", "there is no disk tier for it", "quotas are of what is on disk: add a [[tier]]")
         return
-    seen: list[str | None] = []
+    yield from repeated_quotas([quota.namespace for quota in config.quota])
     for i, quota in enumerate(config.quota):
-        whose = "the other namespaces" if quota.namespace is None else f"namespace {quota.namespace!r}"
-        if quota.namespace in seen:
-            message = f"{whose} have a quota already" if quota.namespace is None else f"{whose} has a quota already"
-            yield ConfigProblem(path_of(("quota", i, "namespace")), message, "give each one quota")
-        seen.append(quota.namespace)
         if problem := _quota_problem(config, quota):
             yield ConfigProblem(path_of(("quota", i, "bytes_max")), *problem)
+
+
+def repeated_quotas(namespaces: Sequence[str | None]) -> Iterator[ConfigProblem]:
+    """That a namespace has more than one."""
+    for i, namespace in enumerate(namespaces):
+        whose = "the other namespaces have" if namespace is None else f"namespace {namespace!r} has"
+        if namespace in namespaces[:i]:
+            path = path_of(("quota", i, "namespace"))
+            yield ConfigProblem(path, f"{whose} a quota already", "give each one quota")
 
 
 def _quota_problem(config: Config, quota: QuotaConfig) -> tuple[str, str] | None:

@@ -24,6 +24,7 @@ from kvtier.config.values import (
     Size,
     StoreFolder,
     TierName,
+    Ttl,
     without_default,
 )
 from kvtier.errors import ConfigError
@@ -73,7 +74,7 @@ class StoreConfig(Section):
         examples=["/var/lib/kvtier"],
     )
     value_bytes_max: Size = _size("64MiB", "The largest value that can be put, all its buffers together.")
-    ttl_s: Annotated[int, Field(strict=True, ge=0, le=10 * 366 * 86_400)] = Field(
+    ttl_s: Ttl = Field(
         0,
         description="How many seconds a block lives that is put without a ttl of its own; 0: no limit.",
         examples=[86400],

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 from kvtier.blocks import NAMESPACE_BYTES_MAX
 from kvtier.config.problems import one_of
@@ -121,6 +121,8 @@ Prefetch = Annotated[
 BytesPerDay = Annotated[
     int | None, PlainValidator(lambda value: None if value is None else parse_size(value)), WithJsonSchema(_SIZE_SCHEMA)
 ]
+Ttl = Annotated[int, Field(strict=True, ge=0, le=10 * 366 * 86_400)]
+Namespace = Annotated[str, PlainValidator(_parse_namespace)]
 NamespaceName = Annotated[
     str | None,
     PlainValidator(_parse_namespace),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,9 @@ from kvtier.config.sections import (
     TierConfig,
     WriteBehindConfig,
 )
+from kvtier.config.toml_file import read_toml
 from kvtier.errors import ConfigError, ConfigProblem
 from kvtier.units import MIB, TIB, Percent
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 #: In a store's folder: the configuration that it was last opened for writing with.
 SAVED_FILE = "CONFIG"
@@ -89,14 +84,7 @@ class Config(Section):
         Raises :class:`kvtier.ConfigError`, also for a file that cannot be read or is not TOML.
         """
         file = Path(path)
-        try:
-            raw = tomllib.loads(file.read_text(encoding="utf-8"))
-        except OSError as e:
-            raise ConfigError([ConfigProblem(str(file), f"cannot be read: {e.strerror or e}")]) from e
-        except UnicodeDecodeError as e:
-            raise ConfigError([ConfigProblem(str(file), f"is not UTF-8 text: {e.reason}")]) from e
-        except (ValueError, RecursionError) as e:
-            raise ConfigError([ConfigProblem(str(file), f"is not valid TOML: {e}")]) from e
+        raw = read_toml(file)
         store = raw.get("store")
         folder = store.get("path") if isinstance(store, dict) else None
         if isinstance(folder, str) and folder and not folder.startswith("~"):

@@ -1,10 +1,11 @@
-"""A policy that may fail, with the default one behind it."""
+"""A policy that may fail, with the default one behind it; and how it is told of."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 
+from kvtier.events import PolicyDisabled, Signals
 from kvtier.policy.base import EvictionPolicy, Hint
 from kvtier.policy.eviction.leaf_lru import LeafLru
 
@@ -97,6 +98,12 @@ class Guarded:
         if not isinstance(block, int):
             return f"it gave {block!r}, which is no block"
         return f"it gave block {block:#x}, which is held" if block in self._holds else ""
+
+
+def policy_disabled(signals: Signals, tier: str, policy: str, reason: str) -> None:
+    """Count and tell that the policy of a tier failed."""
+    signals.count("policies_disabled")
+    signals.emit(PolicyDisabled(tier, policy, reason))
 
 
 def _told(e: Exception) -> str:

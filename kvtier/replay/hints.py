@@ -1,7 +1,7 @@
 """What a server could tell a policy after each request, made from the trace.
 
 ``sessions``: that a session is over, after its last request. ``full``: also when it comes back, if it does: the true
-time to its next request, wrong by a factor that is lognormal with sigma 0.5. Nothing is said of priorities.
+time to its next request, wrong by a factor that is lognormal with sigma 0.5. Priorities are those of namespaces.
 
 That it is over is told of the blocks that no other session has used so far; when it comes back, of the whole chain.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -57,6 +58,17 @@ def make_hints(trace: Trace, kind: HintKind, seed: int) -> Hints | None:
             own[request] = 0
         next_time[session] = time
     return Hints(hints, own)
+
+
+def with_priorities(trace: Trace, hints: Hints | None, priorities: Mapping[str, int]) -> Hints | None:
+    """The hints, which also say what priority chains have, by namespace."""
+    if not any(priorities.values()):
+        return hints
+    found: list[Hint | None] = [*hints.hints] if hints else [None] * len(trace)
+    for request, number in enumerate(trace.namespaces):
+        if priority := priorities.get(trace.namespace_names[number], 0):
+            found[request] = (found[request] or Hint())._replace(priority=priority)
+    return Hints(found, hints.since if hints else array("I", bytes(4 * len(trace))))
 
 
 def _own_from(trace: Trace, sessions: array[int]) -> array[int]:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kvtier.policy.base import EvictionPolicy
-from kvtier.policy.registry import PROMOTION
 from kvtier.replay import belady
 from kvtier.replay.capacity import Capacity
+from kvtier.replay.cell import Cell, Factory
 from kvtier.replay.cost import CostModel
-from kvtier.replay.footprint import policy_bytes
 from kvtier.replay.hints import Hints
-from kvtier.replay.simulate import Simulation, TraceTime
-from kvtier.replay.tier import Tier
-from kvtier.replay.tier_model import ModeledTier, TierModel
+from kvtier.replay.tier_model import TierModel
 from kvtier.replay.trace import Trace
-
-Factory = Callable[..., EvictionPolicy]
 
 
 @dataclass(frozen=True)
@@ -38,10 +32,14 @@ class Row:
     policy_seconds_per_reference: float | None = None
     policy_bytes_per_block: float | None = None
     tiers: list[dict[str, Any]] = field(default_factory=list)
+    namespaces: list[dict[str, Any]] = field(default_factory=list)  #: where there are several
+    restores_cut: int | None = None  #: restores that were protected no longer; None: they take no time
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON: without what is not in use."""
+        unused = {"namespaces": self.namespaces, "restores_cut": self.restores_cut}
+        return {k: v for k, v in asdict(self).items() if k not in unused or unused[k] not in ([], None)}
 
 
 class Replay:
@@ -65,35 +63,46 @@ class Replay:
 
     def run(self, name: str, capacity: Capacity, tick: Callable[[int], None] | None = None) -> Row:
         """One policy. One that raises makes a row that says so."""
-        now = TraceTime()
-        sizes = self._model.split(capacity.blocks)
         try:
-            tiers = [
-                Tier(
-                    made(self._policies[tier.eviction or name], now),
-                    PROMOTION[tier.promotion](),
-                    size,
-                    self._ids,
-                    self._numbers,
-                    self._block_bytes,
-                )
-                for tier, size in zip(self._model.tiers, sizes, strict=True)
-            ]
-            outcome = Simulation(self._trace, self._ids, tiers, now).run(self._hints, tick)
-            memory = sum(policy_bytes(t.policy) for t in tiers) / max(1, sum(t.used for t in tiers))
+            cell = Cell(self._trace, self._ids, self._numbers, self._model, capacity.blocks, self._made_of(name))
+            outcome = cell.run(self._hints, tick)
         except Exception as e:  # the policy's: the others go on
             return Row(name, capacity.text, capacity.blocks, error=f"{type(e).__name__}: {e}")
-        figures = [self._tier_figures(*each) for each in zip(self._model.tiers, tiers, strict=True)]
+        flows = [t.flows for t in cell.tiers]
         return self._row(
             name,
             capacity,
             outcome.leads,
-            bytes_moved=sum(t.flows.demoted + t.flows.promoted for t in tiers) * self._block_bytes,
-            bytes_written=sum(t.flows.written for t in tiers) * self._block_bytes,
+            bytes_moved=sum(f.demoted + f.promoted for f in flows) * self._block_bytes,
+            bytes_written=sum(f.written for f in flows) * self._block_bytes,
             policy_seconds_per_reference=outcome.policy_seconds / self._trace.references,
-            policy_bytes_per_block=memory,
-            tiers=figures,
+            policy_bytes_per_block=cell.policy_bytes_per_block,
+            tiers=cell.figures(),
+            namespaces=self._by_namespace(outcome.leads),
+            restores_cut=cell.restores_cut,
         )
+
+    def _made_of(self, name: str) -> Callable[[str | None], Factory]:
+        return lambda other: self._policies[other or name]
+
+    def _by_namespace(self, leads: array[int]) -> list[dict[str, Any]]:
+        hits, references, requests = Counter[int](), Counter[int](), Counter[int]()
+        for request, lead in enumerate(leads):
+            number = self._trace.namespaces[request]
+            requests[number] += 1
+            hits[number] += lead
+            references[number] += self._trace.starts[request + 1] - self._trace.starts[request]
+        if len(requests) < 2:
+            return []
+        return [
+            {
+                "name": self._trace.namespace_names[n],
+                "requests": requests[n],
+                "references": references[n],
+                "hit_ratio": hits[n] / references[n] if references[n] else 0.0,
+            }
+            for n in sorted(requests)
+        ]
 
     def _row(self, name: str, capacity: Capacity, leads: array[int], **more: Any) -> Row:
         missed = missed_seconds(self._trace, leads, self._model.cost)
@@ -107,14 +116,6 @@ class Replay:
             **more,
         )
 
-    def _tier_figures(self, modeled: ModeledTier, tier: Tier) -> dict[str, Any]:
-        flows = {f"bytes_{name}": count * self._block_bytes for name, count in asdict(tier.flows).items()}
-        figures: dict[str, Any] = {"name": modeled.name, "capacity_blocks": tier.capacity, **flows}
-        for what, speed in (("read", modeled.read_bytes_per_second), ("written", modeled.write_bytes_per_second)):
-            if speed is not None:
-                figures[f"seconds_{what}"] = flows[f"bytes_{what}"] / speed
-        return figures
-
 
 def missed_seconds(trace: Trace, leads: Sequence[int], cost: CostModel) -> float:
     """To compute all that follows the leads, each token with attention to everything before it."""
@@ -122,10 +123,3 @@ def missed_seconds(trace: Trace, leads: Sequence[int], cost: CostModel) -> float
     for tokens, lead in zip(trace.tokens, leads, strict=True):
         total += cost.seconds(min(lead * trace.block_tokens, tokens), tokens)
     return total
-
-
-def made(factory: Factory, now: TraceTime) -> EvictionPolicy:
-    """A new policy, with the time of the trace as its clock if it takes one."""
-    if "now" in inspect.signature(factory).parameters:
-        return factory(now=now)
-    return factory()

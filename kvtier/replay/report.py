@@ -21,6 +21,7 @@ def as_json(trace: Trace, model: TierModel, hints: str, seed: int, rows: Sequenc
             "requests": len(trace),
             "references": trace.references,
             "unique_blocks": trace.unique,
+            "seconds": trace.times[-1] if len(trace) else 0.0,
             "reuse": trace.reuse,
             "block_tokens": trace.block_tokens,
             "lines_skipped": trace.skipped,
@@ -34,7 +35,7 @@ def as_json(trace: Trace, model: TierModel, hints: str, seed: int, rows: Sequenc
 
 
 def as_text(trace: Trace, rows: Sequence[Row]) -> str:
-    """A table; a policy that failed has its error below it."""
+    """A table; below it, policies that failed with their errors, and what became of blocks where tiers refuse some."""
     title = (
         f"{trace.name}: {len(trace):,} requests, {trace.references:,} blocks, {trace.unique:,} of them different, "
         f"reuse {trace.reuse:.1%}"
@@ -44,7 +45,22 @@ def as_text(trace: Trace, rows: Sequence[Row]) -> str:
     lines = [_line(row, widths) for row in cells]
     lines[1:1] = ["  ".join("-" * width for width in widths)]
     failed = [f"failed: {row.policy} at {row.capacity}: {row.error}" for row in rows if row.error]
-    return "\n".join([title, *lines, *failed])
+    return "\n".join([title, *lines, *failed, *(line for row in rows for line in _details(row))])
+
+
+_TOLD = ("written", "not_admitted", "expired", "quota_evicted", "over_quota")
+
+
+def _details(row: Row) -> list[str]:
+    where = f"{row.policy} at {row.capacity}"
+    lines = []
+    for tier in row.tiers:
+        told = {name: tier[f"bytes_{name}"] for name in _TOLD if f"bytes_{name}" in tier}
+        if len(told) > 1:
+            shown = ", ".join(f"{name.replace('_', ' ')} {format_size(nbytes)}" for name, nbytes in told.items())
+            lines.append(f"{where}: {tier['name']}: {shown}")
+    lines += [f"{where}: namespace {n['name']!r}: hit ratio {n['hit_ratio']:.4f}" for n in row.namespaces]
+    return lines
 
 
 def _cells(row: Row) -> tuple[str, ...]:

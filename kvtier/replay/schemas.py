@@ -1,4 +1,5 @@
-"""The two schemas of trace lines, each a class that turns the JSON object of one line into a request.
+"""The two schemas of trace lines, each a class that turns the JSON object of one line into a request. A line of either
+may name a ``namespace``.
 
 A line that is refused (:class:`BadLine`) leaves no trace in the object.
 """
@@ -46,6 +47,7 @@ class BlockHashes:
         time = _number(row, "timestamp") / 1e3
         tokens = _length(row, "input_length")
         _length(row, "output_length")
+        namespace = _namespace(row)
         ids = row.get("hash_ids")
         if type(ids) is not list or not all(type(i) is int for i in ids):
             raise BadLine("hash_ids is not a list of integers")
@@ -62,7 +64,7 @@ class BlockHashes:
                 self._numbers[each] = self.chains.extend(parent)
             parent = self._numbers[each]
             blocks_of.append(parent)
-        return Request(time, tokens, blocks_of, None)
+        return Request(time, tokens, blocks_of, None, namespace)
 
     def _check_chain(self, ids: list[int]) -> None:
         if len(set(ids)) < len(ids):
@@ -97,6 +99,7 @@ class AgentCalls:
         text = _text(row, "input").encode("utf-8", "surrogatepass")
         _text(row, "output")
         session = _text(row, "session_id")
+        namespace = _namespace(row)
         parent = NO_PARENT
         blocks = []
         for at in range(0, len(text) - self.BLOCK_BYTES + 1, self.BLOCK_BYTES):
@@ -105,7 +108,7 @@ class AgentCalls:
                 self._numbers[piece] = self.chains.extend(parent)
             parent = self._numbers[piece]
             blocks.append(parent)
-        return Request(time, -(-len(text) // self._BYTES_A_TOKEN), blocks, session)
+        return Request(time, -(-len(text) // self._BYTES_A_TOKEN), blocks, session, namespace)
 
 
 def schema_of(row: Mapping[str, Any]) -> Schema:
@@ -133,6 +136,10 @@ def _length(row: Mapping[str, Any], field: str) -> int:
     if not 0 <= value <= _TOKENS_MAX:
         raise BadLine(f"{field} {str(value)[:_SHOWN_MAX]} is not a length")
     return value
+
+
+def _namespace(row: Mapping[str, Any]) -> str:
+    return _text(row, "namespace") if "namespace" in row else ""
 
 
 def _text(row: Mapping[str, Any], field: str) -> str:

@@ -1,153 +1,153 @@
-"""The tier model: a TOML file that says which tiers share the capacity of a replay, and what computing KV costs."""
+"""The tier model: which tiers share the capacity of a replay, what is asked of them, and what computing KV costs."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from kvtier.config.checks import budget_problem
+from kvtier.config.tier_model import ComputeSection, ModeledTier, TierModelFile
+from kvtier.config.toml_file import read_toml
 from kvtier.errors import ConfigError, ConfigProblem
-from kvtier.policy.registry import PROMOTION
+from kvtier.policy import registry
 from kvtier.replay.cost import DEFAULT_MODEL, FLOPS_DEFAULT, PRESETS, CostModel, ModelSizes
-from kvtier.replay.toml_table import Table, count, positive, size, text
-from kvtier.units import BadValue
+from kvtier.replay.namespaces import unused
+from kvtier.replay.trace import Trace
+from kvtier.tiers.limits import BLOCK_OVERHEAD_BYTES
+from kvtier.units import Percent, format_size
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-TIERS_MAX = 8
-_MEASURED = ("seconds_per_token", "seconds_per_position")
-
-
-@dataclass(frozen=True)
-class ModeledTier:
-    """One tier: its part of the capacity, and its speed in bytes a second (None: not given)."""
-
-    name: str = "all"
-    share: float = 1.0
-    eviction: str | None = None  #: None: the policy that is replayed
-    promotion: str = "always"
-    read_bytes_per_second: int | None = None
-    write_bytes_per_second: int | None = None
+_ONE_TIER = ModeledTier(name="all", share=1)
 
 
 @dataclass(frozen=True)
 class TierModel:
-    """Tiers, fastest first; the cost of computing KV; and the size of a block, None for what the model makes of it."""
+    """What a file says, and the cost of computing KV."""
 
-    tiers: tuple[ModeledTier, ...]
     cost: CostModel
-    block_bytes: int | None = None
+    said: TierModelFile
+    source: str = ""  #: the name of the file
+
+    @property
+    def tiers(self) -> tuple[ModeledTier, ...]:
+        """Those below RAM, fastest first."""
+        return self.said.tier or (_ONE_TIER,)
 
     def bytes_of_block(self, block_tokens: int) -> int:
-        return self.block_bytes or self.cost.kv_bytes_per_token * block_tokens
+        return self.said.block_bytes or self.cost.kv_bytes_per_token * block_tokens
 
     def split(self, capacity: int) -> list[int]:
-        """Blocks of each tier: every one has at least one. Raises ConfigError if there are too few for that."""
-        if capacity < len(self.tiers):
-            message = f"{capacity} blocks are too few for {len(self.tiers)} tiers"
+        """Blocks of RAM, if there is any, and of each tier: every one has at least one. Raises ConfigError if there are
+        too few for that."""
+        shares = [*([self.said.ram.share] if self.said.ram else []), *(t.share for t in self.tiers)]
+        if capacity < len(shares):
+            message = f"{capacity} blocks are too few for {len(shares)} tiers"
             raise ConfigError([ConfigProblem("--capacity", message, "at least a block for each")])
-        total = sum(t.share for t in self.tiers)
         ends = [0]
-        for at in range(1, len(self.tiers)):
-            wanted = round(capacity * sum(t.share for t in self.tiers[:at]) / total)
-            ends.append(min(max(wanted, ends[-1] + 1), capacity - len(self.tiers) + at))
+        for at in range(1, len(shares)):
+            wanted = round(capacity * sum(shares[:at]) / sum(shares))
+            ends.append(min(max(wanted, ends[-1] + 1), capacity - len(shares) + at))
         return [end - start for start, end in zip(ends, [*ends[1:], capacity], strict=True)]
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether it names policies that do not come with the package."""
+        named = [self.said.ram.eviction if self.said.ram else None]
+        named += [name for t in self.tiers for name in (t.eviction, t.admission, t.promotion)]
+        return any(":" in name for name in named if name)
 
-def preset(name: str) -> CostModel:
+    def policies(self) -> Iterator[tuple[str, str]]:
+        """The eviction policies that tiers name for themselves, and where. Raises ConfigError for one of another kind
+        that there is not."""
+        if self.said.ram and self.said.ram.eviction:
+            yield self.said.ram.eviction, self._at("ram.eviction")
+        for i, tier in enumerate(self.tiers):
+            registry.promotion(tier.promotion, self._at(f"tier[{i}].promotion"))
+            registry.admission(tier.admission, self._at(f"tier[{i}].admission"))
+            if tier.eviction:
+                yield tier.eviction, self._at(f"tier[{i}].eviction")
+
+    def quotas(self, capacity: int, block_bytes: int) -> Mapping[str | None, int]:
+        """In bytes, by namespace: a share is one of what the tiers below RAM hold."""
+        held = self._held(capacity) * (block_bytes + BLOCK_OVERHEAD_BYTES)
+        return {
+            quota.namespace: quota.bytes_max.of(held) if isinstance(quota.bytes_max, Percent) else quota.bytes_max
+            for quota in self.said.quota
+        }
+
+    @property
+    def priorities(self) -> Mapping[str, int]:
+        """By namespace."""
+        return {rule.name: rule.priority for rule in self.said.namespace}
+
+    def check(self, trace: Trace, capacities: Mapping[str, int]) -> None:
+        """Whether the file goes with the trace and the capacities, by their texts. Raises ConfigError."""
+        block_bytes = self.bytes_of_block(trace.block_tokens)
+        problems = [*unused(trace, self.said.namespace)]
+        for i, tier in enumerate(self.tiers):
+            problems += budget_problem(i, tier, block_bytes, f"a block of {format_size(block_bytes)}")
+        problems += self._quota_problems(trace, capacities, block_bytes)
+        if problems:
+            raise ConfigError(_in(self.source, problems))
+
+    def _quota_problems(self, trace: Trace, capacities: Mapping[str, int], block_bytes: int) -> Iterator[ConfigProblem]:
+        cost = block_bytes + BLOCK_OVERHEAD_BYTES
+        for i, quota in enumerate(self.said.quota):
+            if quota.namespace is not None and quota.namespace not in trace.namespace_names:
+                hint = "write a [[namespace]] that says which sessions are in it"
+                yield ConfigProblem(f"quota[{i}].namespace", f"no request is in {quota.namespace!r}", hint)
+            for text, capacity in capacities.items():
+                limit, held = self.quotas(capacity, block_bytes)[quota.namespace], self._held(capacity) * cost
+                shown = f"{quota.bytes_max if isinstance(quota.bytes_max, Percent) else format_size(limit)}"
+                if limit > held:
+                    message = f"{shown} is more than all tiers together at --capacity {text} ({format_size(held)})"
+                    yield ConfigProblem(f"quota[{i}].bytes_max", message, 'a share such as "25%" goes with any')
+                    break
+                if limit < cost:
+                    message = f"{shown} leaves no room for a block at --capacity {text}"
+                    yield ConfigProblem(f"quota[{i}].bytes_max", message, f"at least {cost} bytes")
+                    break
+
+    def _at(self, path: str) -> str:
+        return f"{self.source}: {path}" if self.source else path
+
+    def _held(self, capacity: int) -> int:
+        return sum(self.split(capacity)[1 if self.said.ram else 0 :])
+
+
+def preset(name: str, path: str = "--model") -> CostModel:
     """The cost of a model by name. Raises ConfigError with the names there are."""
     if name not in PRESETS:
-        raise ConfigError([ConfigProblem("--model", f"unknown model {name!r}", f"one of {', '.join(sorted(PRESETS))}")])
+        raise ConfigError([ConfigProblem(path, f"unknown model {name!r}", f"one of {', '.join(sorted(PRESETS))}")])
     return PRESETS[name].cost(name)
 
 
 def read_tier_model(file: Path | None, model: str | None) -> TierModel:
     """The tier model of a file, or one tier; ``model`` (a preset) stands above the file's. Raises ConfigError."""
-    data = _load(file) if file else {}
-    problems: list[ConfigProblem] = []
-    top = Table(data, "", problems)
-    cost = _cost(top.table("model"), problems)
-    block_bytes = top.take("block_bytes", size)
-    tiers = [_tier(Table(t, f"tier.{i}.", problems)) for i, t in enumerate(top.tables("tier"))]
-    top.end()
-    if len(tiers) > TIERS_MAX:
-        problems.append(ConfigProblem("tier", f"{len(tiers)} tiers are too many", f"at most {TIERS_MAX}"))
-    names = [t.name for t in tiers]
-    problems += [
-        ConfigProblem("tier", f"the name {n!r} is used twice") for n in sorted(set(names)) if names.count(n) > 1
-    ]
-    if problems:
-        raise ConfigError([ConfigProblem(f"{file}: {p.path}", p.message, p.hint) for p in problems])
-    assert cost is not None  # it is None only beside a problem
-    return TierModel(tuple(tiers) or (ModeledTier(),), preset(model) if model else cost, block_bytes)
-
-
-def _load(file: Path) -> dict[str, Any]:
+    if file is None:
+        return TierModel(preset(model or DEFAULT_MODEL), TierModelFile())
+    raw = read_toml(file)
     try:
-        return tomllib.loads(file.read_bytes().decode())
-    except ValueError as e:  # UnicodeDecodeError and TOMLDecodeError
-        raise ConfigError([ConfigProblem(str(file), f"not TOML: {e}")]) from e
+        said = TierModelFile(**raw)
+        cost = _cost(said.model)
+    except ConfigError as e:
+        raise ConfigError(_in(str(file), e.problems)) from None
+    return TierModel(preset(model) if model else cost, said, str(file))
 
 
-def _tier(table: Table) -> ModeledTier:
-    tier = ModeledTier(
-        name=table.take("name", text) or "",
-        share=table.take("share", positive) or 1.0,
-        eviction=table.take("eviction", text),
-        promotion=table.take("promotion", _promotion) or ModeledTier.promotion,
-        read_bytes_per_second=table.take("read_bytes_per_second", size),
-        write_bytes_per_second=table.take("write_bytes_per_second", size),
-    )
-    for required in ("name", "share"):
-        table.require(required)
-    table.end()
-    return tier
-
-
-def _cost(table: Table, problems: list[ConfigProblem]) -> CostModel | None:
-    """``[model]``: a preset by name; or sizes; or ``seconds_per_token`` and the like, as measured."""
-    before = len(problems)
-    name = table.take("preset", _preset)
-    flops = table.take("flops", positive) or FLOPS_DEFAULT
-    sizes = {f.name: table.take(f.name, count) for f in fields(ModelSizes)}
-    per_token, per_position = (table.take(key, positive) for key in _MEASURED)
-    kv_bytes = table.take("kv_bytes_per_token", size)
-    table.end()
-    kinds = [
-        name is not None,
-        any(v is not None for v in sizes.values()),
-        per_token is not None or kv_bytes is not None,
-    ]
-    if sum(kinds) > 1:
-        problems.append(ConfigProblem("model", "a preset, sizes or measured seconds: only one of them"))
-    if kinds[1]:
-        optional = ("window_layers", "window")
-        problems += [
-            ConfigProblem(f"model.{k}", "is missing") for k, v in sizes.items() if v is None and k not in optional
-        ]
-    if kinds[2] or per_position is not None:
-        given = dict(zip((*_MEASURED, "kv_bytes_per_token"), (per_token, per_position, kv_bytes), strict=True))
-        problems += [ConfigProblem(f"model.{k}", "is missing") for k, v in given.items() if v is None]
-    if len(problems) > before:
-        return None
+def _cost(said: ComputeSection) -> CostModel:
+    per_token, per_position, kv_bytes = said.seconds_per_token, said.seconds_per_position, said.kv_bytes_per_token
     if per_token is not None and per_position is not None and kv_bytes is not None:
         return CostModel("measured", per_token, per_position, kv_bytes)
-    if kinds[1]:
-        return ModelSizes(**{k: v for k, v in sizes.items() if v is not None}).cost("sizes", flops)
-    return PRESETS[name or DEFAULT_MODEL].cost(name or DEFAULT_MODEL, flops)
+    flops = said.flops or FLOPS_DEFAULT
+    if said.layers is not None:
+        given = said.model_dump(exclude_none=True)
+        sizes = {k: v for k, v in given.items() if k in ModelSizes.__dataclass_fields__}
+        return ModelSizes(**sizes).cost("sizes", flops)
+    name = said.preset or DEFAULT_MODEL
+    preset(name, "model.preset")
+    return PRESETS[name].cost(name, flops)
 
 
-def _promotion(value: object) -> str:
-    if value not in PROMOTION:
-        raise BadValue(f"unknown promotion {value!r}", f"one of {', '.join(sorted(PROMOTION))}")
-    return str(value)
-
-
-def _preset(value: object) -> str:
-    if value not in PRESETS:
-        raise BadValue(f"unknown model {value!r}", f"one of {', '.join(sorted(PRESETS))}")
-    return str(value)
+def _in(source: str, problems: tuple[ConfigProblem, ...] | list[ConfigProblem]) -> list[ConfigProblem]:
+    return [ConfigProblem(f"{source}: {p.path}", p.message, p.hint) for p in problems]

@@ -1,14 +1,14 @@
 """A trace as a compact stream: requests in order of time, each a chain of blocks from the start of its prompt.
 
 Blocks are numbered from 1 in order of appearance, 0 is "no block". Every block has one parent, for good: its number
-stands for the whole prefix that ends with it.
+stands for the whole prefix that ends with it. No block is in two namespaces.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from kvtier.policy.base import NO_PARENT
@@ -26,6 +26,7 @@ class Request(NamedTuple):
     tokens: int  #: length of its prompt; its last block may be longer than what is left of it
     blocks: Sequence[int]
     session: str | int | None  #: None: not known
+    namespace: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Trace:
     blocks: array[int]
     tokens: array[int]
     sessions: array[int]
+    session_names: tuple[str, ...]  #: by session, of those that the trace names
+    namespaces: array[int]  #: by request: its place in ``namespace_names``
+    namespace_names: tuple[str, ...]
     parents: array[int]  #: by block
     skipped: int = 0  #: malformed lines left out
 
@@ -80,10 +84,12 @@ def scrambled(number: int) -> int:
 def make_trace(
     name: str, block_tokens: int, requests: Iterable[Request], parents: array[int], *, skipped: int = 0
 ) -> Trace:
-    """Put requests in order of time: those of one time stay in the order given."""
+    """Put requests in order of time: those of one time stay in the order given. ``parents``: of the blocks as the
+    requests number them; those that no request names are left out."""
     ordered = sorted(requests, key=lambda request: request.time)
     start = ordered[0].time if ordered else 0.0
-    numbers: dict[str | int, int] = {}
+    sessions: dict[str | int, int] = {}
+    namespaces: dict[str, int] = {"": 0}
     trace = Trace(
         name,
         block_tokens,
@@ -91,14 +97,35 @@ def make_trace(
         array("Q", [0]),
         array("I"),
         array("Q", [r.tokens for r in ordered]),
-        array("q", [NO_SESSION if r.session is None else numbers.setdefault(r.session, len(numbers)) for r in ordered]),
+        array(
+            "q", [NO_SESSION if r.session is None else sessions.setdefault(r.session, len(sessions)) for r in ordered]
+        ),
+        tuple(map(str, sessions)),
+        array("I", [namespaces.setdefault(r.namespace, len(namespaces)) for r in ordered]),
+        tuple(namespaces),
         parents,
         skipped,
     )
     for request in ordered:
         trace.blocks.extend(request.blocks)
         trace.starts.append(len(trace.blocks))
-    return trace
+    return apart(trace, trace.namespaces, trace.namespace_names)
+
+
+def apart(trace: Trace, namespaces: array[int], names: tuple[str, ...]) -> Trace:
+    """The trace with its requests in these namespaces: what several of them use becomes a block of each."""
+    numbers: list[dict[int, int]] = [{NO_PARENT: NO_PARENT} for _ in names]
+    parents = array("I", [NO_PARENT])
+    blocks = array("I")
+    for request in range(len(trace)):
+        mine = numbers[namespaces[request]]
+        for block in trace.chain(request):
+            number = mine.get(block)
+            if number is None:
+                number = mine[block] = len(parents)
+                parents.append(mine[trace.parents[block]])
+            blocks.append(number)
+    return replace(trace, blocks=blocks, parents=parents, namespaces=namespaces, namespace_names=names)
 
 
 class Chains:

@@ -18,13 +18,13 @@ from kvtier.index.lmdb_index import IndexFull, LmdbIndex, View
 from kvtier.index.schema import BlockEntry, ContentEntry
 from kvtier.policy.base import CompactionPolicy, SegmentFacts, TierFacts
 from kvtier.policy.compaction import Copy, Reclaim, cheapest
+from kvtier.policy.guarded import policy_disabled
 from kvtier.segment.format import SEGMENT_HEADER_BYTES, FormatError, RecordKind
 from kvtier.segment.writer import Draft
 from kvtier.tiers.copier import Copier
 from kvtier.tiers.disk import PAGE, DiskTier
 from kvtier.tiers.drafts import head_of
 from kvtier.tiers.ledger import Ledger
-from kvtier.tiers.order import policy_disabled
 from kvtier.tiers.room import NoRoom
 from kvtier.tiers.sparse import BlockNamer, Sparse
 from kvtier.vault import KeyMissing

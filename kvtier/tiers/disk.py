@@ -19,6 +19,7 @@ from kvtier.events import Signals, TierResumed, TierSuspended
 from kvtier.fs import FileSystem
 from kvtier.identity import TIER_FILE
 from kvtier.policy.base import SegmentFacts
+from kvtier.policy.guarded import policy_disabled
 from kvtier.segment.format import (
     SEGMENT_HEADER_BYTES,
     STATE_OFFSET,
@@ -31,10 +32,10 @@ from kvtier.segment.names import segment_name, segment_numbers
 from kvtier.segment.reader import Extent, Fetched, SegmentFiles, check_records, fetch_records
 from kvtier.segment.scanner import Found, scan
 from kvtier.segment.writer import Draft, SegmentWriter, Written
-from kvtier.tiers.admission import Gate
 from kvtier.tiers.budget import Budget
+from kvtier.tiers.gate import Gate
 from kvtier.tiers.habits import HABITS
-from kvtier.tiers.order import TierOrder, policy_disabled
+from kvtier.tiers.order import TierOrder
 from kvtier.tiers.promotion import Lift
 from kvtier.tiers.room import Room
 from kvtier.tiers.setup import TierSetup

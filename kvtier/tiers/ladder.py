@@ -28,8 +28,9 @@ from kvtier.tiers.drafts import Group, NewBlock
 from kvtier.tiers.giving_way import over_cap
 from kvtier.tiers.holdings import Holdings
 from kvtier.tiers.ledger import Ledger
+from kvtier.tiers.limits import BLOCK_OVERHEAD_BYTES
 from kvtier.tiers.planner import Encoded, Planner
-from kvtier.tiers.quotas import BLOCK_OVERHEAD_BYTES, Quotas
+from kvtier.tiers.quotas import Quotas
 from kvtier.tiers.room import NoRoom
 from kvtier.tiers.sparse import BlockNamer
 from kvtier.vault import KeyMissing, KeyUnavailable
@@ -242,7 +243,9 @@ class Ladder(Holdings):
             except BaseException:
                 tier.order.reset()  # it has given away what stays
                 raise
-            if tier.order.is_loaded and not (freed or victims or self._drop_dead_tail(tier) or self.ledger.let_go()):
+            if tier.order.is_loaded and not (
+                freed or victims or self._drop_dead_tail(tier) or self.ledger.guards.let_go()
+            ):
                 raise tier.room.refusal(f"tier {tier.name}: {over} bytes over its cap and nothing to evict")
 
     def _check_below(self, tier: DiskTier) -> None:

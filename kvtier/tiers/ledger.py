@@ -19,12 +19,13 @@ from kvtier.segment.writer import Written
 from kvtier.tiers.advice import Advice
 from kvtier.tiers.catalog import Change
 from kvtier.tiers.disk import DiskTier
-from kvtier.tiers.order import NamespaceOrders, Order
+from kvtier.tiers.guards import Guards
+from kvtier.tiers.limits import NamespaceOrders
+from kvtier.tiers.order import Order
 
 _TOUCHES_MAX = 1 << 16
 _TOUCHES_A_COMMIT_MAX = 1 << 12  # each rewrites a page of the index
 _DEPARTURES_SHARE = 64  # of the first tier's cap, against which the index counts
-_GUARDED_MAX = 1 << 12
 _SECONDS_MAX = (1 << 32) - 1
 
 
@@ -42,7 +43,7 @@ class Ledger:
         self._signals = signals
         self._touched: deque[int] = deque(maxlen=_TOUCHES_MAX)
         self._held: Counter[tuple[bytes, int]] = Counter()
-        self.guarded: Counter[tuple[bytes, int]] = Counter()
+        self.guards = Guards(self._hold, signals)
         self.changes = 0  # commits, and pins that ended: without any, who found nothing to do need not look again
         self.advice = Advice()
         self._noted: dict[int, Departure] = {}
@@ -79,25 +80,6 @@ class Ledger:
                 del self._held[namespace, block_id]
             for order in self._loaded():
                 (order.hold if by > 0 else order.release)(namespace, block_id)
-
-    def guard(self, namespace: bytes, block_ids: Sequence[int], by: int) -> None:
-        """As :meth:`hold`, for blocks that are being read, until :meth:`let_go`; some thousands, no more."""
-        for block_id in block_ids:
-            key = namespace, block_id
-            if self.guarded[key] if by < 0 else len(self.guarded) < _GUARDED_MAX:
-                self.guarded[key] += by
-                if not self.guarded[key]:
-                    del self.guarded[key]
-                self._hold(namespace, [block_id], by)
-
-    def let_go(self) -> int:
-        """Protect what is being read no longer; how many blocks that were."""
-        count = len(self.guarded)
-        self._signals.count("restores_cut", count)
-        for namespace, block_id in self.guarded.elements():
-            self._hold(namespace, [block_id], -1)
-        self.guarded.clear()
-        return count
 
     def hint(self, namespace: bytes, block_ids: Sequence[int], hint: Hint) -> None:
         """Advise the policies of all tiers on blocks, on whichever they are."""

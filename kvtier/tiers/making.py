@@ -12,9 +12,9 @@ from kvtier.fs import FileSystem
 from kvtier.identity import Identity
 from kvtier.memory import Memory
 from kvtier.policy import registry
+from kvtier.policy.guarded import policy_disabled
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.floors import keep_floors
-from kvtier.tiers.order import policy_disabled
 from kvtier.tiers.pressure import Pressure
 from kvtier.tiers.ram import RamTier
 from kvtier.tiers.setup import TierSetup

@@ -1,4 +1,4 @@
-"""In which order blocks would be evicted: those of one tier, or those of each namespace that has a quota.
+"""In which order the blocks of a tier would be evicted.
 
 An order is a policy that is told what becomes of blocks. It is told from the index when it is first needed, so that
 opening is quick. Threads: the store's background worker only.
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from kvtier.events import PolicyDisabled, Signals
 from kvtier.index.schema import BlockEntry
 from kvtier.policy.base import NO_PARENT, EvictionPolicy, Hint
 from kvtier.policy.eviction.leaf_lru import LeafLru
@@ -111,67 +110,3 @@ class TierOrder:
             for block_id in held:
                 self._kept.remove(block_id)
                 self.policy.release(block_id)
-
-
-class NamespaceOrders:
-    """The blocks of each namespace for which ``has_quota``, on all tiers."""
-
-    def __init__(self, has_quota: Callable[[bytes], bool], make: Callable[[], EvictionPolicy]) -> None:
-        self._has_quota = has_quota
-        self._make = make
-        self.reset()
-
-    def reset(self) -> None:
-        self._policies: dict[bytes, EvictionPolicy] = {}
-        self.is_loaded = False
-
-    def of(self, namespace: bytes) -> EvictionPolicy:
-        """The order of one namespace."""
-        if namespace not in self._policies:
-            self._policies[namespace] = self._make()
-        return self._policies[namespace]
-
-    def arrive(self, block_id: int, entry: BlockEntry) -> None:
-        if self._has_quota(entry.namespace):
-            self.of(entry.namespace).add(block_id, entry.parent_id, entry.clock, entry.record_len)
-
-    def leave(self, block_id: int, entry: BlockEntry | None) -> None:
-        if entry is not None and entry.namespace not in self._policies:
-            return
-        for policy in self._policies.values() if entry is None else [self._policies[entry.namespace]]:
-            policy.remove(block_id)
-
-    def touch(self, block_id: int, entry: BlockEntry) -> None:
-        if entry.namespace in self._policies:
-            self._policies[entry.namespace].touch(block_id, entry.clock)
-
-    def hold(self, namespace: bytes, block_id: int) -> None:
-        if self._has_quota(namespace):
-            self.of(namespace).hold(block_id)
-
-    def release(self, namespace: bytes, block_id: int) -> None:
-        if self._has_quota(namespace):
-            self.of(namespace).release(block_id)
-
-    def hint(self, namespace: bytes, block_id: int, hint: Hint) -> None:
-        if namespace in self._policies:
-            self._policies[namespace].hint(block_id, hint)
-
-
-def policy_disabled(signals: Signals, tier: str, policy: str, reason: str) -> None:
-    """Count and tell that the policy of a tier failed."""
-    signals.count("policies_disabled")
-    signals.emit(PolicyDisabled(tier, policy, reason))
-
-
-@contextmanager
-def holding(policy: EvictionPolicy, block_ids: Iterable[int]) -> Iterator[None]:
-    """Inside, these blocks are not evicted: a chain longer than its room keeps its beginning, not its end."""
-    held = [b for b in block_ids if b != NO_PARENT]
-    for block_id in held:
-        policy.hold(block_id)
-    try:
-        yield
-    finally:
-        for block_id in held:
-            policy.release(block_id)

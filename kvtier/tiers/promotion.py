@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kvtier.events import Signals
 from kvtier.policy.base import PromotionPolicy
+from kvtier.policy.guarded import policy_disabled
 from kvtier.policy.promotion import AlwaysPromote
-from kvtier.tiers.order import policy_disabled
 
 
 class Lift:

@@ -5,42 +5,23 @@ Threads: the store's background worker only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 
 from kvtier.events import Signals
 from kvtier.index.lmdb_index import LmdbIndex, View
 from kvtier.index.schema import IndexDamaged, NamespaceEntry, Reason
 from kvtier.tiers.census import is_exact, read_census, take_census
-from kvtier.tiers.chains import orphans, with_descendants
+from kvtier.tiers.chains import orphans
 from kvtier.tiers.drafts import NewBlock
+from kvtier.tiers.gate import Offer
 from kvtier.tiers.ledger import Ledger
-from kvtier.tiers.order import NamespaceOrders, holding
-
-#: What a block counts beside the length of its value: its record's head, and its entry in the index.
-BLOCK_OVERHEAD_BYTES = 1024
+from kvtier.tiers.limits import BLOCK_OVERHEAD_BYTES, Limits, NamespaceOrders, refused
 
 _VICTIMS_MAX = 64
 _NAMESPACES_MAX = 1 << 32
-
-
-class Limits:
-    """What namespaces may have at most, in bytes, by their names. None: each that has no quota of its own."""
-
-    def __init__(self, quotas: Mapping[str | None, int]) -> None:
-        self._by_namespace = {name.encode(): limit for name, limit in quotas.items() if name is not None}
-        self._others = quotas.get(None)
-
-    def __bool__(self) -> bool:
-        return bool(self._by_namespace) or self._others is not None
-
-    def of(self, namespace: bytes) -> int | None:
-        """The quota of a namespace; None: it has none."""
-        return self._by_namespace.get(namespace, self._others)
-
-    def has(self, namespace: bytes) -> bool:
-        return self.of(namespace) is not None
 
 
 def counted_bytes(entry: NamespaceEntry) -> int:
@@ -66,13 +47,13 @@ class Quotas:
         """Make room for ``puts`` in their namespaces, once ``deletes`` are gone; returns the blocks for which there is
         none, which must not be written. ``before_evicting`` may raise, if nothing can be written now anyway.
         :class:`OSError` as changing the index does."""
-        refused: set[int] = set()
+        left_out: set[int] = set()
         if self.limits:
             by_namespace = sorted(puts, key=lambda p: p.namespace)
             for namespace, group in groupby(by_namespace, key=lambda p: p.namespace):
                 if (limit := self.limits.of(namespace)) is not None:
-                    refused |= self._admit_in(namespace, limit, list(group), deletes, before_evicting)
-        return refused
+                    left_out |= self._admit_in(namespace, limit, list(group), deletes, before_evicting)
+        return left_out
 
     def _admit_in(
         self,
@@ -87,20 +68,12 @@ class Quotas:
         if not new:
             return set()
         before_evicting()
-        parents = {p.block_id: p.parent_id for p in new}
-        too_large = {p.block_id for p in new if _cost(p) > limit}
-        refused = with_descendants({*too_large, *orphans(self._index, parents)}, parents)  # they displace nothing
-        wanted = [p for p in new if p.block_id not in refused]
-        over -= sum(_cost(p) for p in new if p.block_id in refused)
         self._ledger.load([self._orders])
-        stay = {*deletes, *(p.block_id for p in puts), *(p.parent_id for p in wanted)}  # older values are counted out
-        with holding(self._orders.of(namespace), stay):
-            over -= self._evict(namespace, over)
-        while over > 0 and wanted:  # a chain that is longer than the quota keeps its beginning
-            last = wanted.pop()
-            refused.add(last.block_id)
-            over -= _cost(last)
-        return with_descendants(refused, parents)
+        offers = [Offer(p.block_id, p.parent_id, sum(p.lengths), _cost(p)) for p in new]
+        idle = orphans(self._index, {p.block_id: p.parent_id for p in new})
+        stay = {*deletes, *(p.block_id for p in puts)}  # older values are counted out
+        policy = self._orders.of(namespace)
+        return refused(limit, over, offers, idle, stay, policy, partial(self._evict, namespace))
 
     def keep(self) -> None:
         """Evict what namespaces have above their quotas, which may be lower now. :class:`OSError` as changing the index
@@ -146,7 +119,7 @@ class Quotas:
                 self._orders.reset()  # it has given away what stays
                 raise
             if not victims:
-                if self._ledger.let_go():
+                if self._ledger.guards.let_go():
                     continue
                 break
             with self._ledger.change() as change:

@@ -13,8 +13,8 @@ from kvtier.index.lmdb_index import LmdbIndex, View
 from kvtier.index.schema import BlockEntry, ContentEntry
 from kvtier.segment.format import RecordState
 from kvtier.segment.scanner import Found
-from kvtier.tiers.chains import in_chains
 from kvtier.tiers.disk import DiskTier
+from kvtier.tiers.forest import in_chains
 
 BlockNamer = Callable[[bytes, bytes], int]
 

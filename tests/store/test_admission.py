@@ -368,3 +368,22 @@ def test_a_policy_that_fails_is_replaced_by_the_default(tmp_path: Path) -> None:
         assert store.stats().counters["policies_disabled"] == 3
         assert store.stats().counters["promotions"] > 0
         assert isinstance(store.get(keys[0]), Hit)
+
+
+def test_what_a_budget_has_no_room_for_does_not_fill_the_queue(tmp_path: Path) -> None:
+    """A budget that is spent is never far from a block; what is asked for again together wants the same of it."""
+    clock = HandClock()
+    a_day = 20 * (SIZE + KIB)
+    limited = tier(admission="write-budget", write_bytes_per_day=a_day)
+    with opened(tmp_path, limited, ram=16 * MIB, clock=clock) as store:
+        keys = names(80)
+        fill(store, keys, SIZE)
+        refused = [key for key in keys if key not in on_disk(store, keys)]
+        assert len(refused) == 60
+        for _ in range(5):
+            clock.advance(DAY_S / 20 * 1.5)
+            before = len(on_disk(store, keys))
+            assert all(store.get_many(keys))
+            assert store.stats().queue.blocks <= 2
+            settle(store)
+            assert len(on_disk(store, keys)) > before

@@ -13,7 +13,7 @@ from kvtier import BlockState, Config, ConfigError, FlushError, Hit, Store
 from kvtier.index.lmdb_index import LmdbIndex, View
 from kvtier.index.schema import BlockEntry
 from kvtier.stats import NamespaceStats
-from kvtier.tiers.quotas import BLOCK_OVERHEAD_BYTES as OVERHEAD
+from kvtier.tiers.limits import BLOCK_OVERHEAD_BYTES as OVERHEAD
 from tests.stores import KIB, MIB, config, names, noise, settle, tier
 
 A, B = b"tenant-a", b"tenant-b"

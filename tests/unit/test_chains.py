@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvtier.tiers.chains import with_descendants
+from kvtier.tiers.forest import with_descendants
 
 
 class Counted(dict[int, int]):

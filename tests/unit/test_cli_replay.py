@@ -48,6 +48,7 @@ def test_the_report(trace: Path, capsys: Capture) -> None:
         "requests": 30,
         "references": 60,
         "unique_blocks": 4,
+        "seconds": pytest.approx(0.029),
         "reuse": 1 - 4 / 60,
         "block_tokens": 512,
         "lines_skipped": 0,
@@ -95,19 +96,54 @@ def test_the_same_run_gives_the_same_figures(capsys: Capture) -> None:
 def test_a_tier_model(trace: Path, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "tiers.toml"
     file.write_text(
-        'block_bytes = 100\n[[tier]]\nname = "ram"\nshare = 1\nread_bytes_per_second = 1000\n'
+        'block_bytes = 100\n[[tier]]\nname = "nvme"\nshare = 1\nread_bytes_per_second = 1000\n'
         '[[tier]]\nname = "ssd"\nshare = 1\neviction = "sieve"\n'
     )
     answer = report(capsys, str(trace), "--capacity", "4", "--tier-model", str(file), "--model", "smollm2-135m")
     row = answer["results"][0]
-    ram, ssd = row["tiers"]
-    assert (ram["name"], ram["capacity_blocks"], ssd["name"], ssd["capacity_blocks"]) == ("ram", 2, "ssd", 2)
-    assert row["bytes_moved"] == ram["bytes_demoted"] + ssd["bytes_promoted"] > 0
-    assert row["bytes_written"] == ram["bytes_written"] + ssd["bytes_written"]
-    assert ram["seconds_read"] == ram["bytes_read"] / 1000
-    assert ram["bytes_read"] + ssd["bytes_read"] == row["hit_ratio"] * 60 * 100
+    nvme, ssd = row["tiers"]
+    assert (nvme["name"], nvme["capacity_blocks"], ssd["name"], ssd["capacity_blocks"]) == ("nvme", 2, "ssd", 2)
+    assert row["bytes_moved"] == nvme["bytes_demoted"] + ssd["bytes_promoted"] > 0
+    assert row["bytes_written"] == nvme["bytes_written"] + ssd["bytes_written"]
+    assert nvme["seconds_read"] == nvme["bytes_read"] / 1000
+    assert nvme["bytes_read"] + ssd["bytes_read"] == row["hit_ratio"] * 60 * 100
     assert "seconds_read" not in ssd
     assert (answer["block_bytes"], answer["model"]) == (100, "smollm2-135m")
+
+
+def test_what_is_refused_is_told_where_something_may_be(trace: Path, tmp_path: Path, capsys: Capture) -> None:
+    plain = report(capsys, str(trace), "--capacity", "4")["results"][0]
+    assert plain.keys().isdisjoint({"namespaces", "restores_cut"})
+    assert [k for k in plain["tiers"][0] if k.startswith("bytes_")] == [
+        f"bytes_{name}" for name in ("read", "written", "demoted", "promoted", "dropped")
+    ]
+    file = tmp_path / "tiers.toml"
+    file.write_text(
+        "block_bytes = 1000\nttl_s = 1\n[ram]\nshare = 1\n"
+        '[[tier]]\nname = "ssd"\nshare = 3\nadmission = "second-touch"\n'
+        '[[namespace]]\nname = "x"\nsessions = "50%"\n[[quota]]\nbytes_max = "100%"\n'
+    )
+    argv = [str(trace), "--capacity", "4", "--tier-model", str(file)]
+    row = report(capsys, *argv)["results"][0]
+    ram, ssd = row["tiers"]
+    assert ram.keys() == {"name", "capacity_blocks", "bytes_read", "bytes_written", "bytes_dropped"}
+    assert {"bytes_not_admitted", "bytes_expired", "bytes_quota_evicted", "bytes_over_quota"} < ssd.keys()
+    assert ssd["bytes_not_admitted"] > 0
+    assert row["bytes_written"] == ssd["bytes_written"]
+    assert {n["name"] for n in row["namespaces"]} == {"", "x"}
+    assert run(["replay", *argv]) == 0
+    out = capsys.readouterr().out
+    assert "leaf-lru at 4: ssd: written " in out
+    assert "leaf-lru at 4: namespace 'x': hit ratio" in out
+
+
+def test_rules_that_do_not_go_with_the_trace_are_refused(trace: Path, tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "tiers.toml"
+    file.write_text('[[tier]]\nname = "ssd"\nshare = 1\nwrite_bytes_per_day = 0\nadmission = "no_such_module:X"\n')
+    argv = [str(trace), "--capacity", "4", "--tier-model", str(file)]
+    assert f"{file}: tier[0].admission: 'no_such_module:X': cannot be imported" in refusal(capsys, *argv)
+    file.write_text('[[tier]]\nname = "ssd"\nshare = 1\nwrite_bytes_per_day = 0\n')
+    assert f"{file}: tier[0].write_bytes_per_day: 0B a day cannot hold a block of 64MiB" in refusal(capsys, *argv)
 
 
 def test_a_policy_that_raises_is_a_row_and_the_others_go_on(
@@ -141,7 +177,7 @@ def test_a_policy_that_raises_is_a_row_and_the_others_go_on(
         (["--capacity", "50%", "--policy", ""], "there is no such policy"),
         (["--capacity", "50%", "--policy", "no_such_module:X"], "cannot be imported"),
         (["--capacity", "50%", "--model", "gpt"], "--model: unknown model 'gpt'"),
-        (["--capacity", "50%", "--tier-model", "none.toml"], "none.toml: No such file"),
+        (["--capacity", "50%", "--tier-model", "none.toml"], "none.toml: cannot be read: No such file"),
     ],
 )
 def test_refusals(trace: Path, capsys: Capture, argv: list[str], says: str) -> None:
@@ -150,8 +186,9 @@ def test_refusals(trace: Path, capsys: Capture, argv: list[str], says: str) -> N
 
 def test_a_tier_names_an_unknown_policy(trace: Path, tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "tiers.toml"
-    file.write_text('[[tier]]\nname = "ram"\nshare = 1\neviction = "fifo"\n')
-    assert "tier.eviction: 'fifo'" in refusal(capsys, str(trace), "--tier-model", str(file))
+    file.write_text('[[tier]]\nname = "nvme"\nshare = 1\neviction = "fifo"\n')
+    says = 'tier[0].eviction: unknown eviction "fifo"'
+    assert says in refusal(capsys, str(trace), "--tier-model", str(file))
 
 
 def test_a_trace_that_is_not_there(capsys: Capture) -> None:

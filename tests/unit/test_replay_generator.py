@@ -58,6 +58,14 @@ def test_a_session_only_grows(kind: str) -> None:
     assert len(last) > 1
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_only_blocks_that_a_request_names_are_counted(name: str) -> None:
+    trace = generate(f"{name}?requests=1")  # of many shared prompts, one is used
+    assert (trace.unique, trace.reuse) == (trace.references, 0.0)
+    trace = generate(f"{name}?requests=50")
+    assert trace.unique == len(set(trace.blocks)) == max(trace.blocks)
+
+
 def test_the_classes_differ_as_they_should() -> None:
     conversation, agents, documents = (
         generate(f"generate:{k}?requests=1500") for k in ("conversation", "agents", "documents")

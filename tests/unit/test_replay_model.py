@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from kvtier.config.tier_model import ModeledRam, ModeledTier, TierModelFile
 from kvtier.errors import ConfigError
 from kvtier.replay.capacity import parse_capacities
 from kvtier.replay.cost import PRESETS, CostModel, ModelSizes
 from kvtier.replay.measure import missed_seconds
-from kvtier.replay.tier_model import ModeledTier, TierModel, preset, read_tier_model
+from kvtier.replay.tier_model import TierModel, preset, read_tier_model
 from kvtier.replay.trace import Request, make_trace
 
 COST = CostModel("test", 2.0, 0.5, 10)
@@ -24,7 +25,7 @@ seconds_per_token = 0.001
 seconds_per_position = 1e-8
 kv_bytes_per_token = 12288
 [[tier]]
-name = "ram"
+name = "nvme"
 share = 1
 read_bytes_per_second = "10GB"
 [[tier]]
@@ -115,8 +116,8 @@ def test_a_tier_model(tmp_path: Path) -> None:
     file.write_text(GOOD)
     model = read_tier_model(file, None)
     assert model.tiers == (
-        ModeledTier("ram", 1.0, None, "always", 10**10, None),
-        ModeledTier("ssd", 9.0, "sieve", "never", None, 10**9),
+        ModeledTier(name="nvme", share=1.0, read_bytes_per_second=10**10),
+        ModeledTier(name="ssd", share=9.0, eviction="sieve", promotion="never", write_bytes_per_second=10**9),
     )
     assert model.cost == CostModel("measured", 0.001, 1e-8, 12288)
     assert model.bytes_of_block(512) == 6 << 20
@@ -134,43 +135,44 @@ def test_without_a_file_there_is_one_tier() -> None:
 @pytest.mark.parametrize("capacity", [3, 4, 10, 999])
 def test_every_tier_has_a_block(capacity: int) -> None:
     shares = (0.001, 1000.0, 0.001)
-    parts = TierModel(tuple(ModeledTier(str(s), s) for s in shares), COST).split(capacity)
+    tiers = tuple(ModeledTier(name=f"t{i}", share=s) for i, s in enumerate(shares))
+    parts = TierModel(COST, TierModelFile(tier=tiers)).split(capacity)
     assert sum(parts) == capacity
     assert min(parts) >= 1
 
 
 def test_fewer_blocks_than_tiers() -> None:
     with pytest.raises(ConfigError, match="1 blocks are too few for 2 tiers"):
-        TierModel((ModeledTier("a"), ModeledTier("b")), COST).split(1)
+        TierModel(COST, TierModelFile(ram=ModeledRam(share=1), tier=(ModeledTier(name="a", share=1),))).split(1)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("x = [", "not TOML"),
+        ("x = [", "is not valid TOML"),
         ("colour = 1", "colour: unknown key"),
         ('block_bytes = "0"', "block_bytes: 0 bytes are too few"),
         ('block_bytes = "lots"', "block_bytes: 'lots' is not a byte size"),
-        ("tier = 5", "tier: is not a list of tables"),
-        ("[tier]\nname = 'a'", "tier: is not a list of tables"),
-        ("model = 1", "model: is not a table"),
-        ("[[tier]]\nshare = 1", "tier.0.name: is missing"),
-        ("[[tier]]\nname = 'a'", "tier.0.share: is missing"),
-        ("[[tier]]\nname = 'a'\nshare = 0", "tier.0.share: 0 is not a number above 0"),
-        ("[[tier]]\nname = 'a'\nshare = nan", "tier.0.share: nan is not a number above 0"),
-        ("[[tier]]\nname = 'a'\nshare = 1\nspeed = 3", "tier.0.speed: unknown key"),
+        ("tier = 5", "tier: must be a list of tables"),
+        ("[tier]\nname = 'a'", "tier: must be a list of tables"),
+        ("model = 1", "model: must be a table"),
+        ("[[tier]]\nshare = 1", "tier[0].name: required key is missing"),
+        ("[[tier]]\nname = 'a'", "tier[0].share: required key is missing"),
+        ("[[tier]]\nname = 'a'\nshare = 0", "tier[0].share: input should be greater than 0"),
+        ("[[tier]]\nname = 'a'\nshare = nan", "tier[0].share: input should be a finite number"),
+        ("[[tier]]\nname = 'a'\nshare = 1\nspeed = 3", "tier[0].speed: unknown key (known: name, share"),
         (
             "[[tier]]\nname = 'a'\nshare = 1\npromotion = 'up'",
-            "tier.0.promotion: unknown promotion 'up' (one of always",
+            'tier[0].promotion: unknown promotion "up" (known: always',
         ),
-        ("[[tier]]\nname = 'a'\nshare = 1\n" * 2, "tier: the name 'a' is used twice"),
-        ("[[tier]]\nname = 'a'\nshare = 1\n" * 9, "9 tiers are too many"),
+        ("[[tier]]\nname = 'a'\nshare = 1\n" * 2, "tier[1].name: 'a' is used twice"),
+        ("[[tier]]\nname = 'a'\nshare = 1\n" * 9, "tier: tuple should have at most 8 items"),
         ("[model]\npreset = 'gpt'", "model.preset: unknown model 'gpt'"),
-        ("[model]\npreset = 'llama-3-8b'\nlayers = 3", "only one of them"),
-        ("[model]\nlayers = 3", "model.d_model: is missing"),
-        ("[model]\nlayers = -3", "model.layers: -3 is not a whole number"),
-        ("[model]\nseconds_per_token = 1", "model.kv_bytes_per_token: is missing"),
-        ("[model]\nseconds_per_position = 1", "model.seconds_per_token: is missing"),
+        ("[model]\npreset = 'llama-3-8b'\nlayers = 3", "has several of a preset, sizes and measured seconds"),
+        ("[model]\nlayers = 3", "model.d_model: required key is missing"),
+        ("[model]\nlayers = -3", "model.layers: input should be greater than or equal to 0"),
+        ("[model]\nseconds_per_token = 1", "model.kv_bytes_per_token: required key is missing"),
+        ("[model]\nseconds_per_position = 1", "model.seconds_per_token: required key is missing"),
     ],
 )
 def test_a_wrong_tier_model(tmp_path: Path, text: str, says: str) -> None:
@@ -187,11 +189,11 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_tier_model(file, None)
     said = " ".join(problems(caught))
-    assert all(path in said for path in ("odd", "model.layers", "tier.0.name", "tier.0.share"))
+    assert all(path in said for path in ("odd", "model.layers", "tier[0].name", "tier[0].share"))
 
 
 def test_text_that_is_no_text(tmp_path: Path) -> None:
     file = tmp_path / "tiers.toml"
     file.write_bytes(b"\xff\xff")
-    with pytest.raises(ConfigError, match="not TOML"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         read_tier_model(file, None)

@@ -21,8 +21,9 @@ from kvtier.replay.generator import generate
 from kvtier.replay.hints import NOISE_SIGMA, HintKind, make_hints
 from kvtier.replay.reader import read_trace
 from kvtier.replay.simulate import Simulation, TraceTime
-from kvtier.replay.tier import PolicyFault, Tier
+from kvtier.replay.tier import Faults, PolicyFault, Tier
 from kvtier.replay.trace import Chains, Request, Trace, make_trace
+from kvtier.tiers.promotion import Lift
 
 
 def trace_of(*requests: Sequence[object], sessions: str = "") -> Trace:
@@ -47,8 +48,8 @@ def random_trace(seed: int, requests: int = 300) -> Trace:
 def tiers_of(trace: Trace, *capacities: int, promote: bool = True, policy: type = LeafLru) -> list[Tier]:
     ids = trace.ids()
     numbers = {block_id: n for n, block_id in enumerate(ids)}
-    promotion = AlwaysPromote() if promote else NeverPromote()
-    return [Tier(policy(), promotion, capacity, ids, numbers, 100) for capacity in capacities]
+    lift = Lift("t", AlwaysPromote() if promote else NeverPromote(), Faults())
+    return [Tier(policy(), capacity, ids, numbers, 100, lift=lift) for capacity in capacities]
 
 
 def leads(trace: Trace, *capacities: int, promote: bool = True) -> list[int]:
@@ -133,7 +134,7 @@ def test_no_block_gets_lost_or_doubled(name: str, shares: tuple[int, ...]) -> No
     trace = random_trace(1)
     ids = trace.ids()
     numbers = {block_id: n for n, block_id in enumerate(ids)}
-    tiers = [Tier(EVICTION[name](), AlwaysPromote(), share, ids, numbers, 100) for share in shares]
+    tiers = [Tier(EVICTION[name](), share, ids, numbers, 100) for share in shares]
     outcome = Simulation(trace, ids, tiers, TraceTime()).run()
     flows = [t.flows for t in tiers]
     assert sum(f.read for f in flows) == sum(outcome.leads)

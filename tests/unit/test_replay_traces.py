@@ -79,9 +79,9 @@ def test_a_folder_is_merged_by_time(tmp_path: Path) -> None:
 
 
 def test_lines_out_of_order_are_put_in_order(file: Path) -> None:
-    trace = read_trace(written(file, hashes(9, 512, [1]), hashes(3, 512, [2]), hashes(9, 512, [3])))
+    trace = read_trace(written(file, hashes(9, 512, [1]), hashes(3, 1024, [2, 4]), hashes(9, 512, [3])))
     assert list(trace.times) == pytest.approx([0, 0.006, 0.006])
-    assert chains(trace) == [[2], [1], [3]]
+    assert chains(trace) == [[1, 2], [3], [4]]
 
 
 def test_blank_lines_and_a_missing_end_of_line_are_no_error(file: Path) -> None:

@@ -53,22 +53,39 @@ class LeafLru(ListPolicy):
 
     _place = _use
 
+    def pop(self) -> int | None:
+        slot, table = self._candidate(), self._table
+        if not slot:
+            return None
+        block = table.ids[slot]
+        parent = table.leave(slot)
+        if parent and not self._lists.after[parent]:
+            self._back(parent)
+        return block
+
     def _candidate(self) -> int:
-        first = self._lists.first(_LIST)
-        while self._late:
-            entry = self._late[0]
-            if first and entry >> _SLOT_BITS > self._clocks[first]:
-                break
-            heapq.heappop(self._late)
-            if self._waits(entry):
-                return entry & _SLOT_MASK
-        if first:
-            self._lists.unlink(first)
-        return first
+        """The leaf that goes next, out of the order; what comes up before it is parked."""
+        lists, clocks, late, table = self._lists, self._clocks, self._late, self._table
+        before, after, here, pins = lists.before, lists.after, table.here, table.pins
+        while True:
+            first = after[_LIST]
+            if late and (first == _LIST or late[0] >> _SLOT_BITS <= clocks[first]):
+                entry = heapq.heappop(late)
+                slot = entry & _SLOT_MASK
+                if not here[slot] or after[slot] or clocks[slot] != entry >> _SLOT_BITS:
+                    continue
+            elif first != _LIST:
+                slot = first
+                after[_LIST] = next_ = after[slot]  # unlink, in place
+                before[next_], after[slot] = _LIST, NONE
+            else:
+                return NONE
+            if not pins[slot]:
+                return slot
 
     def _back(self, slot: int) -> None:
         heapq.heappush(self._late, self._clocks[slot] << _SLOT_BITS | slot)
-        if len(self._late) > _LATE_MIN + len(self) // _LATE_SHARE:
+        if len(self._late) > _LATE_MIN + self._table.count // _LATE_SHARE:
             self._merge()
 
     def _waits(self, entry: int) -> bool:

@@ -33,16 +33,22 @@ class LeafPolicy(ABC):
 
     def add(self, block: int, parent: int, clock: int, nbytes: int) -> None:
         table = self._table
-        slot = table.seek(block)
+        slot = table.near
+        if table.ids[slot] != block:
+            slot = table.seek(block)
         if table.here[slot]:
             self._offer(table.adopt(slot, parent))
             self._use(slot, clock)
         else:
-            self._place(table.enter(block, parent), clock, nbytes)
+            self._place(table.enter(slot, block, parent), clock, nbytes)
 
     def touch(self, block: int, clock: int) -> None:
-        slot = self._table.seek(block)
-        if self._table.here[slot]:
+        table = self._table
+        slot = table.near
+        if table.ids[slot] != block:
+            slot = table.seek(block)
+        if table.here[slot]:
+            table.near = table.parents[slot]
             self._use(slot, clock)
 
     def remove(self, block: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kvtier.policy.base import NO_PARENT
 from kvtier.policy.eviction.idmap import NONE, Column, IdMap, column
 
 
@@ -20,6 +19,7 @@ class BlockTable(IdMap):
         self.parents = column("I")  # slots
         self.pins = column("I")  # children in the tier, and one if it is held: what has none is a leaf
         self.count = 0  # blocks in the tier
+        self.near = NONE  # the slot of the block that probably comes next: chains are used block by block
         self._holds: dict[int, int] = {}  # by block id
         super().__init__((self.here, self.parents, self.pins, *columns), reserved=reserved)
 
@@ -28,9 +28,10 @@ class BlockTable(IdMap):
         slot = self.seek(block)
         return slot if self.here[slot] else NONE
 
-    def enter(self, block: int, parent: int) -> int:
-        """``block``, which is not in the tier, comes in; returns its slot."""
-        slot = self.reserve(block)
+    def enter(self, slot: int, block: int, parent: int) -> int:
+        """``block``, which is not in the tier, comes in; ``slot`` is where :meth:`seek` finds it. Returns its slot."""
+        if not slot:
+            slot = self.insert(block)
         self.here[slot] = 1
         self.count += 1
         if parent:
@@ -43,17 +44,22 @@ class BlockTable(IdMap):
         if self.ids[former] == parent:
             return NONE
         self.parents[slot] = NONE
-        self._link(slot, parent)
+        if parent:
+            self._link(slot, parent)
         return self._unpin(former) if former else NONE
 
     def leave(self, slot: int) -> int:
         """The block in ``slot`` leaves the tier; returns its parent's slot, if that is a leaf now."""
-        parent = self.parents[slot]
-        self.parents[slot] = NONE
+        parents, pins = self.parents, self.pins
+        parent = parents[slot]
+        parents[slot] = NONE
         self.here[slot] = 0
         self.count -= 1
-        if not self.pins[slot]:
+        if not pins[slot]:
             self.drop(slot)
+        if pins[parent] > 1:  # what _unpin would find
+            pins[parent] -= 1
+            return NONE
         return self._unpin(parent) if parent else NONE
 
     def hold(self, block: int) -> None:
@@ -71,12 +77,15 @@ class BlockTable(IdMap):
         return self._unpin(self.seek(block)) if holds == 1 else NONE
 
     def _link(self, slot: int, parent: int) -> None:
-        if parent in (NO_PARENT, self.ids[slot]):
-            return
-        above = self.seek(parent) or self.insert(parent)
-        if not (self.pins[slot] and self._descends(above, slot)):
-            self.parents[slot] = above
-            self.pins[above] += 1
+        above, pins, parents = self.near, self.pins, self.parents
+        if self.ids[above] != parent:
+            above = self.seek(parent)
+        self.near = slot  # which the next one extends, or
+        if not above:
+            self.near = above = self.insert(parent)  # that is it
+        if above != slot and not (pins[slot] and parents[above] and self._descends(above, slot)):
+            parents[slot] = above
+            pins[above] += 1
 
     def _descends(self, slot: int, ancestor: int) -> bool:
         """Whether a link from ``ancestor`` to ``slot`` would close a ring, in which nobody is ever a leaf. Only a
