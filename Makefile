@@ -30,7 +30,7 @@ format: $(VENV)/.installed  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.test-models  ## the figures of docs/benchmarks.md; QUICK=1 for small sizes
+bench: $(VENV)/.test-models  ## the figures of docs/; ARGS="hdd churn" for some suites, QUICK=1 for small sizes
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
 
 fuzz: $(VENV)/.installed  ## every parser, and llama.cpp state, damaged for SECONDS=60; ARGS="--seed 7 --json"

@@ -5,9 +5,8 @@ formula (:mod:`bench.modelled_disk`), where they are counted and every read that
 ended costs a seek. Two places of the tier: below an SSD, from which chains come as they are demoted, and alone, where
 the turns of conversations that go on at the same time lie between one another.
 
-*Sequential* reads a plain file with the help of the system's own readahead; *unaided* does so in the same pieces of
-8 MiB without it, as the store reads from a hard disk. The difference shows on the throttled disk only, which counts
-requests: the system's readahead collects large pages, and so needs fewer requests for as many bytes.
+*Sequential* reads a plain file with the help of the system's own readahead; *unaided* does so by the calls that the
+store makes, past the system's cache. The difference shows on the throttled disk only, which counts requests.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kvtier.blocks import BUFFERS_MAX, Buffer
@@ -59,3 +60,21 @@ def split(value: memoryview, lengths: Sequence[int]) -> tuple[memoryview, ...]:
         views.append(value[at : at + n])
         at += n
     return tuple(views)
+
+
+def flat_views(buffers: Iterable[memoryview | bytes]) -> list[memoryview]:
+    """The buffers as flat byte views, in order, without empty ones."""
+    return [view.cast("B") for b in buffers if (view := memoryview(b)).nbytes]
+
+
+def advance(views: list[memoryview], first: int, count: int) -> int:
+    """Skip ``count`` bytes from ``views[first]`` on; the new first (its view shortened in place). :class:`OSError` if
+    there are not so many."""
+    while first < len(views) and count >= views[first].nbytes:
+        count -= views[first].nbytes
+        first += 1
+    if count and first == len(views):
+        raise OSError(errno.EIO, "the system claims to have moved more than it was given")
+    if count:
+        views[first] = views[first][count:]
+    return first

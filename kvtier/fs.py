@@ -39,10 +39,12 @@ import io
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from kvtier import _platform
+from kvtier.buffers import advance, flat_views
+from kvtier.direct import DirectReads
 
 __all__ = ["FileSystem", "OsFileSystem", "PortableFileSystem", "default_file_system", "replace_file"]
 
@@ -96,7 +98,8 @@ class FileSystem(Protocol):
         """Hint that the file's clean cached pages will not be needed."""
 
     def expect_jumps(self, fd: int) -> None:
-        """Hint that nothing should be read beyond what is asked for: who reads knows better what comes next."""
+        """Hint that nothing should be read beyond what is asked for: who reads knows better what comes next. Long
+        reads may then leave nothing in the system's cache."""
 
     def make_dir(self, path: str) -> None:
         """Make the folder and its missing parents, mode 0700, durably; fine if it exists."""
@@ -185,22 +188,6 @@ def _open(path: str, create: bool, write: bool) -> int:
     return os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0) | _OPEN_ALWAYS, 0o600)
 
 
-def _views(buffers: Iterable[memoryview | bytes]) -> list[memoryview]:
-    return [view.cast("B") for b in buffers if (view := memoryview(b)).nbytes]
-
-
-def _advance(views: list[memoryview], first: int, count: int) -> int:
-    """Skip ``count`` bytes from ``views[first]`` on; return the new first (its view shortened in place)."""
-    while first < len(views) and count >= views[first].nbytes:
-        count -= views[first].nbytes
-        first += 1
-    if count and first == len(views):
-        raise OSError(errno.EIO, "the system claims to have moved more than it was given")
-    if count:
-        views[first] = views[first][count:]
-    return first
-
-
 def _progress(count: int) -> int:
     if count <= 0:
         raise OSError(errno.EIO, "a write made no progress")
@@ -239,7 +226,7 @@ class PortableFileSystem:
         total = 0
         with lock:
             os.lseek(fd, offset, os.SEEK_SET)
-            for view in _views(buffers):
+            for view in flat_views(buffers):
                 done = 0
                 while done < view.nbytes:
                     done += _progress(os.write(fd, view[done:]))
@@ -251,7 +238,7 @@ class PortableFileSystem:
         total = 0
         with lock:
             raw.seek(offset)
-            for view in _views(buffers):
+            for view in flat_views(buffers):
                 done = 0
                 while done < view.nbytes:
                     count = raw.readinto(view[done:])
@@ -360,27 +347,37 @@ class PortableFileSystem:
 
 
 class OsFileSystem(PortableFileSystem):
-    """POSIX: positioned vector I/O without locks, folder sync, and on Linux preallocation and holes."""
+    """POSIX: positioned vector I/O without locks, folder sync, and on Linux preallocation, holes, and direct reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._direct = DirectReads()
 
     def open(self, path: str, *, create: bool = False, write: bool = False) -> int:
         return _open(path, create, write)
 
+    def close(self, fd: int) -> None:
+        self._direct.forget(fd)
+        os.close(fd)
+
     def write_at(self, fd: int, buffers: Sequence[memoryview | bytes], offset: int) -> int:
-        views, first, total = _views(buffers), 0, 0
+        views, first, total = flat_views(buffers), 0, 0
         while first < len(views):
             count = _progress(_platform.pwritev(fd, views[first : first + _platform.IOV_MAX], offset + total))
             total += count
-            first = _advance(views, first, count)
+            first = advance(views, first, count)
         return total
 
     def read_at(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-        views, first, total = _views(buffers), 0, 0
+        views = flat_views(buffers)
+        total = self._direct.fill(fd, views, offset)
+        first = advance(views, 0, total)
         while first < len(views):
             count = _platform.preadv(fd, views[first : first + _platform.IOV_MAX], offset + total)
             if count == 0:
                 break
             total += count
-            first = _advance(views, first, count)
+            first = advance(views, first, count)
         return total
 
     def sync_dir(self, path: str) -> None:
@@ -397,3 +394,4 @@ class OsFileSystem(PortableFileSystem):
 
     def expect_jumps(self, fd: int) -> None:
         _platform.expect_jumps(fd)
+        self._direct.add(fd)

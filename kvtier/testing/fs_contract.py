@@ -237,6 +237,34 @@ class FileSystemContract:
         assert fs.read_file(path, 3) == b"abc"
         fs.close(fd)
 
+    @pytest.mark.parametrize("is_cached", [True, False])
+    def test_long_reads_where_jumps_are_expected_are_right(self, fs: FileSystem, folder: str, is_cached: bool) -> None:
+        path = os.path.join(folder, "a")
+        value = os.urandom(1 << 16) * 200 + b"an odd end"
+        writer = fs.open(path, create=True)
+        reader = fs.open(path)
+        fs.expect_jumps(reader)
+        fs.write_at(writer, [value], 0)
+
+        def read(offset: int, sizes: list[int]) -> bytes:
+            if not is_cached:
+                fs.sync_data(writer)
+                fs.drop_cache(writer)
+            targets = [bytearray(size) for size in sizes]
+            count = fs.read_at(reader, [memoryview(t) for t in targets], offset)
+            return b"".join(targets)[:count]
+
+        assert read(0, [len(value)]) == value
+        assert read(4097, [1, 5000, 0, 6 << 20, 77]) == value[4097 : 4097 + 5078 + (6 << 20)]
+        assert read(len(value) - (3 << 20), [2 << 20, 2 << 20]) == value[-(3 << 20) :]  # ends before the buffers do
+        assert read(len(value), [2 << 20]) == read(len(value) + 9000, [2 << 20]) == b""
+        fs.write_at(writer, [b"newer"], 2 << 20)
+        fs.write_at(writer, [b" and more"], len(value))
+        assert read((2 << 20) - 3, [2 << 20])[3:8] == b"newer"
+        assert read(1 << 20, [len(value)])[-19:] == b"an odd end and more"
+        fs.close(reader)
+        fs.close(writer)
+
     def test_disk_sizes_are_plausible(self, fs: FileSystem, folder: str) -> None:
         assert 0 <= fs.disk_free(folder) <= fs.disk_total(folder)
         assert fs.disk_total(folder) > 0

@@ -57,7 +57,7 @@ class Gate:
         return self.budget is None and type(self._policy) is AlwaysAdmit
 
     def used(self, block: int, cost: int = 0) -> bool:
-        """A block was read; whether it is worth asking again now, if ``cost`` bytes are to be written then. Any thread."""
+        """A block was read; whether it is worth asking again now, which would write ``cost`` bytes. Any thread."""
         try:
             again = bool(self._policy.used(block))
         except Exception as e:

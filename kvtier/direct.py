@@ -1,0 +1,107 @@
+"""Long reads past the system's cache (``O_DIRECT``), in the largest requests that a disk takes.
+
+The pages of the system's cache lie anywhere in memory, and a request to a disk names only so many places: 128 pages, or
+half a megabyte, with most. A disk that counts requests, as throttled volumes do, is slow by that. So long reads go into
+huge pages, aligned as such reads must be, and are copied from there; but what is in the cache comes from the cache.
+
+Linux only, and nothing that must work: what is not read here is left to the caller, which reads it as always. A direct
+read sees all that was written before, synced or not: the kernel sees to that.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+
+from kvtier import _platform
+from kvtier.buffers import advance
+
+#: Shorter reads are one request anyway.
+LEAST_BYTES = 1 << 20
+_PAGE = 4096  # what positions and lengths must be multiples of: enough for every disk but the most unusual
+_BUFFER_BYTES = 10 << 20
+_BUFFERS_KEPT = 2
+_REFUSALS = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
+
+
+class DirectReads:
+    """Second descriptors of files, to read past the cache with. Any thread, but a file is not forgotten while it is
+    read."""
+
+    def __init__(self) -> None:
+        self._twins: dict[int, int] = {}
+        self._refused: set[int] = set()
+        self._buffers: list[mmap.mmap] = []
+
+    def add(self, fd: int) -> None:
+        """Read this file so from now on, where its file system can."""
+        if fd not in self._twins and (twin := _platform.reopen_direct(fd)) is not None:
+            self._twins[fd] = twin
+
+    def forget(self, fd: int) -> None:
+        """The file is about to be closed."""
+        self._refused.discard(fd)
+        twin = self._twins.pop(fd, None)
+        if twin is not None:
+            os.close(twin)
+
+    def fill(self, fd: int, views: Sequence[memoryview], offset: int) -> int:
+        """Fill the views from the first on, as far as that can be done here: how many bytes. :class:`OSError` if the
+        disk fails."""
+        twin = self._twins.get(fd)
+        size = sum(view.nbytes for view in views)
+        if twin is None or fd in self._refused or size < LEAST_BYTES or self._is_cached(fd, offset, size):
+            return 0
+        left, first, done = list(views), 0, 0
+        try:
+            while done < size and (count := self._piece(twin, left[first:], offset + done, size - done)):
+                done += count
+                first = advance(left, first, count)
+        except OSError as e:
+            if e.errno not in _REFUSALS:
+                raise
+            self._refused.add(fd)
+        return done
+
+    def _is_cached(self, fd: int, offset: int, size: int) -> bool:
+        """Whether reading as always is quicker."""
+        return 2 * _platform.cached_bytes(fd, offset, size) >= size
+
+    def _piece(self, twin: int, views: Sequence[memoryview], offset: int, size: int) -> int:
+        """Read as much as a buffer holds, and copy it where it belongs; 0 at the end of the file."""
+        buffer = self._take()
+        try:
+            skip = offset % _PAGE
+            with memoryview(buffer) as whole:
+                length = min(len(whole), -(-(skip + size) // _PAGE) * _PAGE)
+                with whole[:length] as part:
+                    count: int = min(_platform.preadv(twin, [part], offset - skip) - skip, size)
+                if count > 0:
+                    with whole[skip : skip + count] as found:
+                        _copy(found, views)
+            return max(0, count)
+        finally:
+            if len(self._buffers) < _BUFFERS_KEPT:
+                self._buffers.append(buffer)
+
+    def _take(self) -> mmap.mmap:
+        with suppress(IndexError):
+            return self._buffers.pop()
+        buffer = mmap.mmap(-1, _BUFFER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(AttributeError, OSError):
+            buffer.madvise(mmap.MADV_HUGEPAGE)
+        return buffer
+
+
+def _copy(source: memoryview, targets: Sequence[memoryview]) -> None:
+    """Fill the targets from the first on, until the source ends."""
+    at = 0
+    for target in targets:
+        count = min(target.nbytes, source.nbytes - at)
+        target[:count] = source[at : at + count]
+        at += count
+        if at == source.nbytes:
+            return
