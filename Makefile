@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 # llama-cpp-python has no wheel for most machines and is then built from source: on all cores.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Tests run in so many processes at once: each loads models of its own.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench fuzz torture schema constraints clean
@@ -17,8 +19,8 @@ help:  ## this list
 demo: $(VENV)/.demo-model  ## a real prompt survives kill -9: SmolLM2-135M; ARGS="--model FILE.gguf" for another
 	$(BIN)/kvtier demo $(ARGS)
 
-test: lint $(VENV)/.test-models  ## every linter, type, import and behaviour check; ARGS="-k name" for pytest
-	$(BIN)/python -m pytest tests bench --benchmark-disable $(ARGS)
+test: lint $(VENV)/.test-models  ## every linter, type, import and behaviour check; ARGS="-k name" for pytest, JOBS=0 in one process
+	$(BIN)/python -m pytest tests bench --benchmark-disable --numprocesses $(JOBS) $(ARGS)
 
 lint: $(VENV)/.installed  ## ruff, mypy --strict, import rules
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -63,7 +64,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.marks_are_missing = False
 
     @initialize(
-        ram=st.sampled_from([0, 64 * KIB]),
+        ram=st.sampled_from(
+            [{"bytes_max": 0}, {"bytes_max": 64 * KIB}, {"bytes_max": 64 * KIB, "write": "back"}],
+        ),
         codec=st.sampled_from(["none", "zstd"]),
         kind=st.sampled_from(["ssd", "hdd"]),
         punches=st.booleans(),
@@ -76,7 +79,7 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def begin(
         self,
-        ram: int,
+        ram: dict[str, Any],
         codec: str,
         kind: str,
         punches: bool,

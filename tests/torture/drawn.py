@@ -21,6 +21,7 @@ class Settings:
         self._folder = folder
         self._rng = rng
         self._ram = rng.choice([0, 64 * KIB])
+        self._write = rng.choice(["through", "back"]) if self._ram else "through"
         self._codec = rng.choice(["none", "zstd"])
         self._low_kind = rng.choice(["ssd", "hdd"])
         self.has_floor = rng.random() < 0.5
@@ -32,7 +33,7 @@ class Settings:
             self._folder,
             self._tier("top", self._rng.choice([640 * KIB, 640 * KIB, MIB]), free_bytes_min=floor, **self._policies()),
             self._tier("low", self._rng.choice([256 * KIB, 512 * KIB]), free_bytes_min=floor, **self._policies()),
-            ram=self._ram,
+            ram={"bytes_max": self._ram, "write": self._write},
             value_bytes_max=32 * KIB,
             queue=128 * KIB,
             prefetch={"threads": 1, "bytes_max": self._rng.choice([32 * KIB, MIB]), "coalesce_bytes_max": 32 * KIB},
