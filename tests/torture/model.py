@@ -12,7 +12,6 @@ from tests.stores import value_of
 from tests.torture.simulated import SimulatedClock
 from tests.torture.store_time import StoreTime
 
-
 Keys = set[bytes]
 
 
