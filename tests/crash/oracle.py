@@ -44,7 +44,7 @@ class Oracle:
     which values expire; without it none do, as far as is known here."""
 
     def __init__(self, now: Callable[[], float] | None = None) -> None:
-        self.now = now or (lambda: 0.0)
+        self.now = now or _at_the_beginning
         self._is_timed = now is not None
         self.may_be: dict[bytes, set[bytes | None]] = {}
         self.ever: dict[bytes, set[bytes | None]] = {}
@@ -179,6 +179,10 @@ class Oracle:
                 raise kind(f"{key!r}: {_shown(value)}, not one of {sorted(map(_shown, allowed))}")
             if not isinstance(hit, Hit) and not damage:
                 assert hit.reason is MissReason.ABSENT, f"{key!r}: {hit.reason}"
+
+
+def _at_the_beginning() -> float:
+    return 0.0
 
 
 def _expires_at(store: Store, key: bytes) -> int:
