@@ -23,7 +23,7 @@ from bench.measure import spread
 from bench.modelled_disk import BYTES_PER_S, SEEK_S, ModelledDisk
 from bench.workloads import MIB, payloads, stamped
 from kvtier import Config, Hit, Store
-from kvtier.background.prefetching import Turnover
+from kvtier.background.prefetching import Turnover, may_be_in_vain
 from kvtier.policy.base import PrefetchPolicy
 from kvtier.policy.eviction.leaf_lru import LeafLru
 from kvtier.policy.prefetch import ChainOnly, NextTurn
@@ -143,7 +143,9 @@ class _Ram:
 
     def bring(self, chain: Sequence[int]) -> None:
         """Those that are not here come up, as far as there is room beside such as are not used yet."""
-        absent = [b for b in chain if b not in self._blocks][: self.blocks_max - len(self._unused)]
+        at_risk = self.wasted + len(self._unused)
+        room = min(self.blocks_max - len(self._unused), may_be_in_vain(self, self.useful, at_risk))
+        absent = [b for b in chain if b not in self._blocks][:room]
         self.put(chain, set(absent))
         self._unused |= self._blocks.intersection(absent)
 

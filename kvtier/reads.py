@@ -101,12 +101,13 @@ class Reads:
         if back is None or not wanted:
             return 0
         pays = back.prefetching.answered(wanted[0].namespace, [w.block_id for w in wanted])
-        return self._bring_up(back, wanted) if pays else 0
+        return self._bring_up(back, wanted, is_expected=True) if pays else 0
 
-    def _bring_up(self, back: Back, wanted: Sequence[Wanted]) -> int:
+    def _bring_up(self, back: Back, wanted: Sequence[Wanted], *, is_expected: bool = False) -> int:
         found = self._front.find_many(wanted, use=False)
         missing = [w for w, f in zip(wanted, found, strict=True) if f is None]
-        return back.prefetching.request([p for p in back.locate(missing) if isinstance(p, Located)])
+        located = [p for p in back.locate(missing) if isinstance(p, Located)]
+        return back.prefetching.request(located, is_expected=is_expected)
 
     def present(self, wanted: Sequence[Wanted]) -> list[bool]:
         found = self._front.find_many(wanted, use=False)

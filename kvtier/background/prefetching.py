@@ -32,10 +32,15 @@ class Prefetching:
 
     # -- asked for ----------------------------------------------------------------------------------
 
-    def request(self, located: Sequence[Located]) -> int:
+    def request(self, located: Sequence[Located], *, is_expected: bool = False) -> int:
         """Bring up blocks, as many of the first ones as find room in RAM beside what was brought there and is not used
-        yet; how many those are."""
-        count = self._prefetcher.request(located, self._ram.cap - self._ram.brought.unused_bytes)
+        yet; how many those are. What is only expected to be asked for is bounded by :func:`may_be_in_vain`, too."""
+        ram, brought = self._ram, self._ram.brought
+        room = ram.cap - brought.unused_bytes
+        if is_expected:
+            at_risk = brought.wasted.nbytes + brought.unused_bytes
+            room = min(room, may_be_in_vain(ram, brought.useful.nbytes, at_risk))
+        count = self._prefetcher.request(located, room)
         self._signals.count("prefetch_requested", count)
         return count
 
@@ -89,6 +94,12 @@ class Inflow(Protocol):
 
     bytes_taken: int
     cap: int
+
+
+def may_be_in_vain(ram: Inflow, useful: int, at_risk: int) -> int:
+    """How many bytes more may come up that nobody has asked for: until those ``at_risk`` (brought up in vain, or not used
+    yet) are a seventh of the ``useful`` ones, a hundredth of what RAM took in, and to begin with a 32nd of RAM."""
+    return useful // 7 + ram.bytes_taken // 100 + ram.cap // 32 - at_risk
 
 
 class Turnover:

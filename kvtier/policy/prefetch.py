@@ -15,9 +15,9 @@ _SAMPLES = 64
 _SAMPLES_MIN = 8
 _TURNS_MAX = 4
 _HORIZON_S = 900.0
-#: Chains that are expected to come up in vain for each that is used, at most: half of what is wanted, as both the
-#: chance and the time in RAM are guesses.
-WASTE_MAX = 0.1
+#: Chains that are expected to come up in vain for each that is used, at most. Both the chance and the time in RAM are
+#: guesses: what was in vain indeed is bounded by who brings them up.
+WASTE_MAX = 0.2
 
 
 class ChainOnly:
@@ -59,7 +59,7 @@ class _Class:
 
 class NextTurn:
     """A conversation's chain comes up after its answer, if such conversations are known to go on before it would leave
-    RAM again: so often that at most one in ten comes up in vain.
+    RAM again: so often that for five at most one comes up in vain.
 
     It learns from the last 64 answers of each class that are long enough ago; a class is a namespace and the number of
     the turn, from the fourth on the same. Until eight are known to have gone on it brings nothing up. It knows the last

@@ -163,13 +163,27 @@ class Always:
 
 
 def test_a_chain_comes_up_after_its_answer_if_the_policy_says_so(tmp_path: Path) -> None:
-    with reopened(tmp_path / "always", policy=f"{__name__}:Always") as store:
+    with reopened(tmp_path / "always", policy=f"{__name__}:Always", ram=64 * MIB) as store:
         assert all(store.get_many(KEYS, keep=False))
         assert store.answered(KEYS) == len(KEYS)
         arrive(store, KEYS)
         assert {hit.tier for hit in store.get_many(KEYS) if isinstance(hit, Hit)} == {"ram"}
     with reopened(tmp_path / "chain") as store:
         assert store.answered(KEYS) == 0
+
+
+def test_what_nobody_asked_for_is_bounded_by_what_was_of_use(tmp_path: Path) -> None:
+    """Whatever a policy expects: a 32nd of RAM to begin with, then a seventh of what was used."""
+    with reopened(tmp_path, policy=f"{__name__}:Always", ram=96 * (SIZE + KIB)) as store:
+        assert store.answered(KEYS) == 3
+        arrive(store, KEYS[:3])
+        assert store.answered(KEYS) == 0  # as long as those are not used
+        assert all(store.get_many(KEYS[:3]))
+        assert store.answered(KEYS) == 3  # and a seventh of three is not a block yet
+        arrive(store, KEYS[3:6])
+        store._front.forget_all()
+        assert store.answered(KEYS) == 0  # they were in vain
+        assert store.prefetch(KEYS) == len(KEYS)  # but what is asked for comes
 
 
 def test_the_same_key_many_times_is_read_once(tmp_path: Path) -> None:
