@@ -79,7 +79,7 @@ class Gate:
         """
         chains = _Chains({p.block_id: p for p in puts}, waiting, parent_of)
         wanted = [p for p in puts if p.block_id in stored or self._wants(p, chains.depth(p.block_id), is_hit=False)]
-        above = [b for p in wanted for b in chains.waiting_above(p)]
+        above = chains.waiting_above(wanted)
         taken = {b.block_id for b in [*above, *wanted]}
         ours = {p.block_id for p in puts}
         pulled = {b.block_id: b for b in above if b.block_id not in ours}
@@ -160,17 +160,22 @@ class _Chains:
             self._depths[above] = depth
         return depth
 
-    def waiting_above(self, put: Offer) -> list[Offer]:
-        """What the block extends and what is on no tier, from the start."""
-        found: dict[int, Offer] = {}
-        at = put.parent_id
-        while at not in found and len(found) < DEPTH_MAX:
-            block = self._puts.get(at) or self._only_in_ram(at)
-            if block is None:
-                break
-            found[at] = block
-            at = block.parent_id
-        return list(found.values())[::-1]
+    def waiting_above(self, puts: Sequence[Offer]) -> list[Offer]:
+        """What the blocks extend and what is on no tier, ancestors first."""
+        found: list[Offer] = []
+        seen: set[int] = set()
+        for put in puts:
+            path: list[Offer] = []
+            at = put.parent_id
+            while at not in seen and len(path) < DEPTH_MAX:
+                block = self._puts.get(at) or self._only_in_ram(at)
+                if block is None:
+                    break
+                seen.add(at)
+                path.append(block)
+                at = block.parent_id
+            found += reversed(path)
+        return found
 
     def _parent(self, block_id: int) -> int | None:
         """None: there is no such block."""
