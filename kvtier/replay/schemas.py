@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from kvtier.blocks import NAMESPACE_BYTES_MAX
 from kvtier.policy.base import NO_PARENT
 from kvtier.replay.trace import Chains, Request
 
@@ -139,7 +140,10 @@ def _length(row: Mapping[str, Any], field: str) -> int:
 
 
 def _namespace(row: Mapping[str, Any]) -> str:
-    return _text(row, "namespace") if "namespace" in row else ""
+    name = _text(row, "namespace") if "namespace" in row else ""
+    if len(name.encode("utf-8", "surrogatepass")) > NAMESPACE_BYTES_MAX or not name.isprintable():
+        raise BadLine(f"namespace {name[:_SHOWN_MAX]!r} is not a name of up to {NAMESPACE_BYTES_MAX} bytes")
+    return name
 
 
 def _text(row: Mapping[str, Any], field: str) -> str:

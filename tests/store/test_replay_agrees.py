@@ -43,13 +43,15 @@ def random_trace(seed: int, requests: int = 80) -> Trace:
     return make_trace("made", 1, made, chains.parents)
 
 
-def replayed(trace: Trace, ram: int, tiers: list[dict[str, Any]], **more: Any) -> tuple[list[int], Counter[str]]:
-    """What a replay says: leading hits by request, and blocks by what became of them."""
+Said = tuple[list[int], Counter[str]]  # leading hits by request, and blocks by what became of them
+
+
+def replayed(trace: Trace, ids: list[int], ram: int, tiers: list[dict[str, Any]], **more: Any) -> Said:
+    """What a replay says. ``ids``: those of the store, which is all chance that there is: where touches fall."""
     shares = {"ram": {"share": ram}} if ram else {}
     told = [{"share": PLENTY, **t} for t in tiers]
     said = TierModelFile.model_validate({"block_bytes": SIZE, "tier": told, **shares, **more})
     model = TierModel(CostModel("test", 1.0, 1.0, 1), said)
-    ids = trace.ids()
     numbers = {block_id: n for n, block_id in enumerate(ids)}
     capacity = ram + PLENTY * len(tiers)
     cell = Cell(trace, ids, numbers, model, capacity, lambda name: EVICTION[name] if name else LeafLru)
@@ -65,8 +67,8 @@ def replayed(trace: Trace, ram: int, tiers: list[dict[str, Any]], **more: Any) -
 
 def stored(
     folder: Path, trace: Trace, ram: int, tiers: list[dict[str, Any]], ttl_s: int = 0, pin_blocks: int = 0, **more: Any
-) -> tuple[list[int], Counter[str]]:
-    """The same of a store, as a server uses it."""
+) -> tuple[list[int], Said]:
+    """The ids of a store that a server uses so, by block; and what it says."""
     disk = {"kind": "ssd", "bytes_max": 64 * MIB, "segment_bytes": 16 * MIB}
     config = Config.from_dict(
         {
@@ -76,7 +78,7 @@ def stored(
             **more,
         }
     )
-    clock, leads, pinned = HandClock(now=0.0), [], set[bytes]()
+    clock, leads, pinned, ids = HandClock(now=0.0), [], set[bytes](), [0] * (trace.unique + 1)
     with Store.open(config, background=False, clock=clock) as store:
         assert store._back is not None
         for request in range(len(trace)):
@@ -85,6 +87,8 @@ def stored(
                 pass
             namespace = trace.namespace_names[trace.namespaces[request]].encode()
             keys = [b"%d" % block for block in trace.chain(request)]
+            for block, key in zip(trace.chain(request), keys, strict=True):
+                ids[block] = store._wanted(key, namespace).block_id
             if namespace:
                 store.pin([k for k in keys[:pin_blocks] if k not in pinned], namespace=namespace)
                 pinned.update(keys[:pin_blocks])
@@ -96,7 +100,7 @@ def stored(
             settle(store)
             leads.append(lead)
         counters = store.stats().counters
-    return leads, Counter({name: counters.get(name, 0) for name in COUNTED})
+    return ids, (leads, Counter({name: counters.get(name, 0) for name in COUNTED}))
 
 
 DISK = {"name": "disk"}
@@ -114,8 +118,8 @@ DISK = {"name": "disk"}
 @pytest.mark.parametrize("ttl_s", [0, 15])
 def test_admission_and_ttl(tmp_path: Path, ram: int, tier: dict[str, Any], ttl_s: int) -> None:
     trace = random_trace(ram + ttl_s)
-    theirs = stored(tmp_path, trace, ram, [DISK | tier], ttl_s)
-    assert replayed(trace, ram, [DISK | tier], ttl_s=ttl_s) == theirs
+    ids, theirs = stored(tmp_path, trace, ram, [DISK | tier], ttl_s)
+    assert replayed(trace, ids, ram, [DISK | tier], ttl_s=ttl_s) == theirs
     leads, counts = theirs
     assert 0 < sum(leads) < trace.references - trace.unique + (not tier and not ttl_s)
     assert (counts["not_admitted"] > 0) == bool(tier)
@@ -128,8 +132,8 @@ def test_admission_and_ttl(tmp_path: Path, ram: int, tier: dict[str, Any], ttl_s
 def test_quotas(tmp_path: Path, ram: int, blocks: int, ttl_s: int) -> None:
     trace = random_trace(blocks)
     quota = [{"namespace": "a", "bytes_max": blocks * (SIZE + BLOCK_OVERHEAD_BYTES)}]
-    theirs = stored(tmp_path, trace, ram, [DISK], ttl_s, quota=quota)
-    assert replayed(trace, ram, [DISK], ttl_s=ttl_s, quota=quota) == theirs
+    ids, theirs = stored(tmp_path, trace, ram, [DISK], ttl_s, quota=quota)
+    assert replayed(trace, ids, ram, [DISK], ttl_s=ttl_s, quota=quota) == theirs
     assert theirs[1]["quota_evictions"] > 10
     assert (theirs[1]["over_quota"] > 0) == (blocks == 3)
 
@@ -139,5 +143,5 @@ def test_pins(tmp_path: Path, pin_blocks: int) -> None:
     trace = random_trace(3)
     tier = DISK | {"admission": "min-chain", "admission_blocks_min": 6}
     rule = [{"name": "a", "pin_blocks": pin_blocks}]
-    theirs = stored(tmp_path, trace, 8, [tier], pin_blocks=pin_blocks)
-    assert replayed(trace, 8, [tier], namespace=rule) == theirs != replayed(trace, 8, [tier])
+    ids, theirs = stored(tmp_path, trace, 8, [tier], pin_blocks=pin_blocks)
+    assert replayed(trace, ids, 8, [tier], namespace=rule) == theirs != replayed(trace, ids, 8, [tier])

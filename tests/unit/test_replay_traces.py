@@ -128,6 +128,9 @@ def test_a_malformed_line_is_named_and_skipped_only_if_asked(file: Path, says: s
         ("session_id is not text", call(0, "a", None)),
         ("output is not text", call(0, "a", output=[])),
         ("timestamp is not a number", call(True, "a")),
+        ("namespace is not text", call(0, "a") | {"namespace": 5}),
+        ("namespace 'n{24}' is not a name of up to 64 bytes", call(0, "a") | {"namespace": "n" * 65}),
+        (r"namespace '\\ud800' is not a name", call(0, "a") | {"namespace": "\ud800"}),
         ("timestamp is not a number", hashes(0, 512, [1]) | {"timestamp": None}),
     ],
 )
@@ -224,6 +227,14 @@ def test_sessions_without_names_follow_from_what_is_shared(file: Path) -> None:
         )
     )
     assert list(sessions_of(trace)) == [0, 0, 0, 1, 2, 1, 3]
+
+
+@pytest.mark.parametrize("row", [hashes(1, 1024, [1, 2]), call(1, "a" * 128)])
+def test_a_line_may_name_its_namespace(file: Path, row: Any) -> None:
+    trace = read_trace(written(file, row, row | {"namespace": "x"}, row | {"namespace": ""}, row | {"namespace": "x"}))
+    assert [trace.namespace_names[n] for n in trace.namespaces] == ["", "x", "", "x"]
+    assert chains(trace) == [[1, 2], [3, 4], [1, 2], [3, 4]]  # namespaces share nothing
+    assert list(trace.parents) == [0, 0, 1, 0, 3]
 
 
 @pytest.mark.skipif("KVTIER_TRACES" not in os.environ, reason="KVTIER_TRACES names a folder with the public traces")
