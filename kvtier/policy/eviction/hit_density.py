@@ -14,9 +14,7 @@ the worst of some drawn at random stands for a pool.
 from __future__ import annotations
 
 import math
-import random
 import time
-from array import array
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,24 +23,27 @@ from kvtier.policy.eviction.idmap import NONE, column
 from kvtier.policy.eviction.leaves import LeafPolicy
 from kvtier.policy.eviction.lists import Lists
 from kvtier.policy.eviction.lru_shadow import LruShadow
+from kvtier.policy.eviction.pools import POOL, Pools
 from kvtier.policy.eviction.return_times import AGES, CLASSES, ReturnTimes
 from kvtier.policy.eviction.table import BlockTable
 from kvtier.policy.eviction.use_memory import UseMemory
 
 _END, _FIRST, _MORE, _AGAIN = 0, 1, 2, 3  # classes; from the last one on, by uses
 _LAST = CLASSES - 1
-_POOL = 1  # stands for the next one of a block that is in a pool
-_LISTS = 2  # the heads, by class
+_LISTS = POOL + 1  # the heads, by class
 _RUN = 8  # victims of one list before lists are compared again
-_DRAWN = 32
-_KEPT = 4
-_ENDED = -128
-_LEAST_PERIOD = 2048
-_SAMPLE_MIN = 64
-_RATE = 8
+_DRAWN = 32  # of a pool at once
+_KEPT = 4  # of those, how many go
+_ENDED = -128  # a level below all priorities
+_LEAST_PERIOD = 2048  # ticks between two lessons
+_SAMPLE_MIN = 64  # blocks
+_RATE = 8  # one block in so many is sampled, in all but small tiers
 _MEMORY = 4  # cells a block
-_SAMPLE_BITS = 11
+_GROUP = 16  # victims at once, at most
+_SAMPLE_BITS = 11  # of a table of samples, at least where the tier has as many blocks
 _NEVER = 1 << 63
+_COST = 64  # of computing a block, in what each block before it adds
+_DEPTH_MAX = (1 << 16) - 1
 _LATEST = 4e9  # tenths of a second
 
 
@@ -58,20 +59,21 @@ class HitDensity(LeafPolicy):
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._began = self._learned_at = now()
-        self._lists = Lists()  # of what is in a pool: `before` is its place there
+        self._lists = Lists()
         self._clocks = column("Q")
         self._classes = column("B")
         self._levels = column("b")  # priority; ended
         self._dues = column("I")  # tenths of a second after `began`, from 1; 0: not known
-        columns = (self._lists.before, self._lists.after, self._clocks, self._classes, self._levels, self._dues)
+        self._depths = column("H")  # in blocks; from the first ancestor that was there when it came
+        lists = self._lists
+        columns = (lists.before, lists.after, self._clocks, self._classes, self._levels, self._dues, self._depths)
         super().__init__(BlockTable(columns, reserved=_LISTS + CLASSES))
         for class_ in range(CLASSES):
             self._lists.open(_LISTS + class_)
-        self._pools: dict[int, array[int]] = {}  # by level; leaves only
+        self._pools = Pools(self._lists)  # by level; leaves only
         self._times = ReturnTimes()
         self._shadow = LruShadow()
         self._memory = UseMemory()
-        self._random = random.Random(0)
         self._capacity = 0
         self._clock = self._learned_clock = 0
         self._next_learn = _LEAST_PERIOD
@@ -84,8 +86,7 @@ class HitDensity(LeafPolicy):
 
     @property
     def nbytes(self) -> int:
-        parts = (self._table, self._times, self._shadow, self._memory)
-        return sum(each.nbytes for each in parts) + sum(each.__sizeof__() for each in self._pools.values())
+        return sum(each.nbytes for each in (self._table, self._pools, self._times, self._shadow, self._memory))
 
     def hint(self, block: int, hint: Hint) -> None:
         slot = self._table.find(block)
@@ -98,14 +99,14 @@ class HitDensity(LeafPolicy):
         if hint.returns_at is not None:
             due = int(max(1.0, min(_LATEST, (hint.returns_at - self._began) * 10)))
         self._dues[slot] = due
-        if self._levels[slot] != level or (due and self._lists.after[slot] > _POOL):
-            self._leave(slot)
+        if self._levels[slot] != level or (due and self._lists.after[slot] > POOL):
+            self._take(slot)
             self._levels[slot] = level
             if not self._table.pins[slot]:
-                self._draw(slot)
+                self._pools.put(slot, level)
 
     def pop(self) -> int | None:
-        if len(self) > self._capacity:
+        if not 0 <= self._capacity - len(self) <= max(_GROUP, self._capacity >> 4):  # victims go before others come
             self._capacity = len(self)
             self._shadow.resize(self._capacity)
             self._memory.grow(_MEMORY * self._capacity)
@@ -138,7 +139,7 @@ class HitDensity(LeafPolicy):
     def _place_group(self) -> None:
         table, classes, clocks, mask = self._table, self._classes, self._clocks, self._mask
         group, self._group = self._group, []
-        first, parent = _FIRST, table.parents[group[-1]]
+        first, parent, depth = _FIRST, table.parents[group[-1]], len(group)
         latest = clocks[group[-1]]
         is_late = latest <= self._clock
         self._clock = max(self._clock, latest)
@@ -149,10 +150,15 @@ class HitDensity(LeafPolicy):
                 first = _MORE
             if latest - len(self) < clocks[parent] < latest:  # used by the same request: what extends it goes first
                 latest = clocks[parent]
+            depth += self._depths[parent]
         for slot in group:
+            self._depths[slot] = min(depth, _DEPTH_MAX)
+            depth -= 1
             block = table.ids[slot]
             uses = self._memory.recall(block)
-            class_ = min(_AGAIN + uses - 1, _LAST) if uses else classes[slot] and first
+            class_ = _END if classes[slot] == _END else first
+            if uses:
+                class_ = min(_AGAIN + uses - 1, _LAST)
             since = min(clocks[slot], latest)
             classes[slot], clocks[slot] = class_, since
             self._shadow.came(block, since, self._clock)
@@ -161,7 +167,7 @@ class HitDensity(LeafPolicy):
             if not is_late:
                 self._lists.link(slot, _LISTS + class_)
             elif not table.pins[slot]:
-                self._draw(slot)
+                self._pools.put(slot, 0)
         self._shadow.trim()
         if self._clock >= self._next_learn:
             self._learn()
@@ -169,7 +175,7 @@ class HitDensity(LeafPolicy):
     def _extended(self, slot: int) -> None:
         """A block that was the end of a request is not."""
         self._classes[slot] = _FIRST
-        if self._lists.after[slot] > _POOL:
+        if self._lists.after[slot] > POOL:
             self._lists.unlink(slot)
             self._lists.link(slot, _LISTS + _FIRST)
         if not self._table.ids[slot] & self._mask:
@@ -195,7 +201,7 @@ class HitDensity(LeafPolicy):
         if not block & self._mask:
             self._times.note(block, clock, class_)
         before, after = self._lists.before, self._lists.after
-        if (next_ := after[slot]) > _POOL:  # unlink and link, in place: most calls of a policy end here
+        if (next_ := after[slot]) > POOL:  # unlink and link, in place: most calls of a policy end here
             prev = before[slot]
             after[prev], before[next_] = next_, prev
         elif self._levels[slot] or self._dues[slot] or next_:
@@ -208,14 +214,14 @@ class HitDensity(LeafPolicy):
 
     def _use_advised(self, slot: int) -> None:
         """What was said of a block holds until it is used, but for its priority."""
-        self._leave(slot)
+        self._take(slot)
         self._dues[slot] = 0
         if self._levels[slot] == _ENDED:
             self._levels[slot] = 0
         if not self._levels[slot]:
             self._lists.link(slot, _LISTS + self._classes[slot])
         elif not self._table.pins[slot]:
-            self._draw(slot)
+            self._pools.put(slot, self._levels[slot])
 
     def _is_in_order(self, slot: int) -> bool:
         if self._group:
@@ -223,20 +229,11 @@ class HitDensity(LeafPolicy):
         return self._lists.after[slot] != NONE
 
     def _take(self, slot: int) -> None:
-        self._leave(slot)
-
-    def _leave(self, slot: int) -> None:
         """Out of its list or pool, if it is in one."""
-        lists = self._lists
-        if lists.after[slot] == _POOL:
-            pool, place = self._pools[self._levels[slot]], lists.before[slot]
-            last = pool.pop()
-            if last != slot:
-                pool[place] = last
-                lists.before[last] = place
-            lists.after[slot] = NONE
-        elif lists.after[slot]:
-            lists.unlink(slot)
+        if self._lists.after[slot] == POOL:
+            self._pools.take(slot, self._levels[slot])
+        elif self._lists.after[slot]:
+            self._lists.unlink(slot)
 
     def _back(self, slot: int) -> None:
         if not self._levels[slot] and not self._dues[slot]:
@@ -245,13 +242,7 @@ class HitDensity(LeafPolicy):
             if first == head or self._clocks[slot] <= self._clocks[first]:
                 self._lists.link(slot, first)
                 return
-        self._draw(slot)
-
-    def _draw(self, slot: int) -> None:
-        """Into the pool of its level."""
-        pool = self._pools.setdefault(self._levels[slot], array("I"))
-        self._lists.before[slot], self._lists.after[slot] = len(pool), _POOL
-        pool.append(slot)
+        self._pools.put(slot, self._levels[slot])
 
     def _gone(self, slot: int) -> None:
         self._memory.store(self._table.ids[slot], max(1, self._classes[slot] - _AGAIN + 2))
@@ -267,7 +258,7 @@ class HitDensity(LeafPolicy):
             self._shadow.gone(
                 self._table.ids[slot], self._clocks[slot], in_order=self._in_order and not advised, advised=advised
             )
-            self._leave(slot)
+            self._take(slot)
         return slot
 
     def _next(self) -> int:
@@ -275,7 +266,7 @@ class HitDensity(LeafPolicy):
         pins, clocks, after = self._table.pins, self._clocks, self._lists.after
         while self._drawn:
             _, clock, slot = self._drawn.pop()
-            if after[slot] == _POOL and clocks[slot] == clock and not pins[slot]:
+            if after[slot] == POOL and clocks[slot] == clock and not pins[slot]:
                 return slot
         if self._run:
             self._run -= 1
@@ -291,17 +282,15 @@ class HitDensity(LeafPolicy):
         self._in_order = False
         self._shadow.trim()
         trusts = self._shadow.balance > 0
-        levels = sorted(level for level, pool in self._pools.items() if pool and level)
-        below = [level for level in levels if level < 0 and (trusts or level != _ENDED)]
-        above = [level for level in levels if level > 0]
-        for level in below:
-            if victim := self._worst_of(self._sample(level)):
-                return victim
-        if victim := self._choose_usual(trusts):
-            return victim
-        for level in above:
-            if victim := self._worst_of(self._sample(level)):
-                return victim
+        levels = self._pools.levels()
+        for level in levels:
+            if level < 0 and (trusts or level != _ENDED) and (slot := self._worst_of(self._sample(level))):
+                return slot
+        if slot := self._choose_usual(trusts):
+            return slot
+        for level in levels:
+            if level > 0 and (slot := self._worst_of(self._sample(level))):
+                return slot
         return NONE
 
     def _choose_usual(self, trusts: bool) -> int:
@@ -329,7 +318,7 @@ class HitDensity(LeafPolicy):
                 until = min(until, first.clock)
         if worst.slot and not self._may_go(worst, trusts):
             worst = oldest
-        if self._lists.after[worst.slot] == _POOL:
+        if self._lists.after[worst.slot] == POOL:
             return self._worst_of(drawn) if worst is drawn[0] else worst.slot
         self._in_order = worst.slot == oldest.slot
         self._head, self._run = _LISTS + self._classes[worst.slot], _RUN
@@ -351,20 +340,15 @@ class HitDensity(LeafPolicy):
         return slot
 
     def _sample(self, level: int) -> list[_Victim]:
-        """Some of a pool, drawn at random, the worst first; held ones are parked."""
-        pool, pins = self._pools.get(level), self._table.pins
+        """Some of a pool, the worst first; held ones are parked."""
+        pins, clocks = self._table.pins, self._clocks
         victims: list[_Victim] = []
-        while pool and not victims:
-            if len(pool) <= _DRAWN:
-                drawn = set(pool)
-            else:
-                draw, count = self._random.random, len(pool)
-                drawn = {pool[int(draw() * count)] for _ in range(_DRAWN)}
+        while not victims and (drawn := self._pools.draw(level, _DRAWN)):
             for slot in drawn:
                 if pins[slot]:
-                    self._leave(slot)
+                    self._take(slot)
                 else:
-                    victims.append(_Victim(self._worth(slot), self._clocks[slot], slot))
+                    victims.append(_Victim(self._worth(slot), clocks[slot], slot))
         victims.sort()
         return victims
 
@@ -383,12 +367,11 @@ class HitDensity(LeafPolicy):
         return self._times.worth[self._classes[slot] * AGES + age.bit_length()] if age > 0 else math.inf
 
     def _due_worth(self, slot: int, age: int) -> float:
-        """Of a block that is expected; one that is late is worth less the later it is."""
-        left = self._dues[slot] - (self._now() - self._began) * 10
-        ticks = left * self._tick_rate / 10
+        """Of a block that is expected, by its cost; one that is late is worth less the later it is."""
+        ticks = (self._dues[slot] - (self._now() - self._began) * 10) * self._tick_rate / 10
         if ticks < age * 0.5:
             ticks = max(age * 0.5, -2 * ticks)
-        return 1 / max(ticks, 1.0)
+        return (1 + self._depths[slot] / _COST) / max(ticks, 1.0)
 
     def _learn(self) -> None:
         """Bring worths, the sampling rate and the speed of the clock up to date."""

@@ -2,20 +2,20 @@
 
 A sample is a block's last use. Samples live in a direct-mapped table by block id, whether the block is in the tier or
 not: one ends when its block is used again (a *return*), or when another takes its place, which says no more than that
-it had not come back so far. From both follows, for each class and age, the share that comes back before its age has
-doubled (a life table). The worth of a block is then its Gittins index (J. C. Gittins, "Bandit Processes and Dynamic
-Allocation Indices", 1979): the most hits a tick that keeping it for some time gives, a return being one hit. It is the
-hit density of LHD (N. Beckmann, H. Chen, A. Cidon, NSDI 2018) with the best time to give up instead of the average one.
+it had not come back so far. Counted are, for each class and age, the samples that came to it and those that returned
+before it had doubled, of late more than of old: a life table. The worth of a block is then its Gittins index (J. C.
+Gittins, "Bandit Processes and Dynamic Allocation Indices", 1979): the most hits a tick that keeping it for some time
+gives, a return being one hit. It is the hit density of LHD (N. Beckmann, H. Chen, A. Cidon, NSDI 2018) with the best
+time to give up instead of the average one.
 """
 
 from __future__ import annotations
 
-import math
 from array import array
 
 CLASSES = 9
 AGES = 64  # an age is told by its number of bits
-_DECAY = 0.97  # of what was learned, each time more is
+_DECAY = 0.97  # of what was counted, at every lesson
 _TRUST = 4.0  # returns a class must show to count as much as all classes together do for it
 _USUAL = 0.5  # the share that comes back, before anything is known: older is worse, as in LRU
 _LEAST_BITS = 8
@@ -38,25 +38,18 @@ class ReturnTimes:
         tables = (self._ids, self._clocks, self._classes, self.worth, self._returns, self._entered)
         return sum(each.__sizeof__() for each in tables)
 
-    def recall(self, block: int) -> int:
-        """The class of the sampled use of ``block``; -1: none."""
+    def note(self, block: int, clock: int, class_: int) -> None:
+        """``block`` is used, and of this class from now on."""
         at = self._at(block)
-        return self._classes[at] if self._ids[at] == block else -1
-
-    def note(self, block: int, clock: int, class_: int) -> int:
-        """``block`` is used, and of this class from now on. Returns the ticks since its last use; -1: not known."""
-        at, age = self._at(block), -1
-        since = self._clocks[at]
-        if since:
-            past = clock - since
-            self._enter(since, clock, self._classes[at])
+        if since := self._clocks[at]:
+            before = self._classes[at]
+            self._enter(since, clock, before)
+            cell = before * AGES + (clock - since).bit_length()
             if self._ids[at] == block:
-                self._returns[self._classes[at] * AGES + past.bit_length()] += 1
-                age = past
+                self._returns[cell] += 1
             else:
-                self._entered[self._classes[at] * AGES + past.bit_length()] -= 0.5
+                self._entered[cell] -= 0.5  # it was there for half of that age, as far as anybody knows
         self._ids[at], self._clocks[at], self._classes[at] = block, clock, class_
-        return age
 
     def _enter(self, since: int, clock: int, class_: int) -> None:
         """Count the ages that a sample has come to since the last time."""
@@ -87,19 +80,13 @@ class ReturnTimes:
             if block & mask:
                 self._ids[at] = self._clocks[at] = 0
 
-    def newest(self, count: int) -> int:
-        """The clock of the ``count``-th youngest sample; 0 if there are fewer."""
-        room = len(self._clocks)
-        left = int(room * (1 - math.exp(-count / room)))  # what others have not replaced
-        return sorted(self._clocks, reverse=True)[min(left, room - 1)]
-
     def learn(self, clock: int) -> None:
         """Bring ``worth`` up to date."""
         for since, class_ in zip(self._clocks, self._classes, strict=True):
             if since:
                 self._enter(since, clock, class_)
         self._learned = clock
-        ages = clock.bit_length() + 1  # no sample is older
+        ages = min(AGES, clock.bit_length() + 1)  # no sample is older
         rows = [slice(c * AGES, c * AGES + ages) for c in range(CLASSES)]
         came = [self._entered[r].tolist() for r in rows]
         back = [self._returns[r].tolist() for r in rows]
