@@ -10,7 +10,7 @@ never has fewer hits than leaf-LRU by more than that, whatever comes next. What 
 in buckets; the oldest bucket counts as a whole, so that leaf-LRU is overrated by a 64th of the tier.
 
 Ghosts that were made on advice can be lost as well, but are no risk: whether more advice is taken depends on what has
-been lost.
+been lost. Where there are too many to know, a loss stands for those that are not known.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class LruShadow:
     def __init__(self) -> None:
         self.edge = 0  #: leaf-LRU has what was used at this clock or later
         self.recent = 0  #: the start of the newest bucket
-        self.wins = self.losses = self.hits = 0  #: ``hits``: of leaf-LRU
+        self.wins = self.hits = 0  #: ``hits``: of leaf-LRU
+        self.losses = 0.0
+        self._advised = self._advised_known = 1  # ghosts made on advice, and those of them that found room
         self._capacity = _UNKNOWN
         self._size = 0  # of all buckets
         self._starts = [0]  # of buckets, the oldest first
@@ -84,7 +86,7 @@ class LruShadow:
             entry = self._clocks[slot]
             self._forget(slot)
             if entry >> 1 >= self.edge:
-                self.losses += 1
+                self.losses += 1 if entry & 1 else self._advised / self._advised_known
                 self.hits += 1
                 self._leave(entry >> 1, entry & 1)
         if clock >= self.edge:
@@ -100,7 +102,10 @@ class LruShadow:
             return
         if in_order and (len(self._starts) == 1 or before < self._starts[1]):
             self._leave(before, 0)
-        elif self._has_room():
+            return
+        self._advised += advised
+        if self._has_room():
+            self._advised_known += advised
             self._clocks[self._ghosts.reserve(block)] = before << 1 | (not advised)
             self._known += 1
             if not advised:
