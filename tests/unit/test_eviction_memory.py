@@ -1,5 +1,5 @@
 """Every policy of the package keeps at most 64 bytes a block: all arrays, with the spare room at their ends. What
-hit-density has learned takes some 30 kB beside that, whatever the size of the tier."""
+hit-density has learned takes up to 46 kB beside that, whatever the size of the tier."""
 
 from __future__ import annotations
 
