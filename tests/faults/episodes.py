@@ -121,7 +121,7 @@ def run(*command: str) -> None:
 
 
 def fill_up(tried: Tried, store: Store) -> None:
-    """Until nothing more is taken in: a commit that only gives something up can find the index pages for another put."""
+    """Until nothing more is taken in: a commit that gives something up can find the index pages for another put."""
     lost = 0
     for _ in range(100):
         if tried.put(store):
