@@ -48,9 +48,9 @@ class Prefetcher:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kvtier-read")
         self._lock = threading.Lock()
         self._queue: deque[tuple[Batch, Future[None]]] = deque()
-        self._queued_blocks = self._queued_bytes = 0
-        self._flying_bytes = 0
-        self._flying: dict[int, Future[None]] = {}
+        self._queued_bytes = self._flying_bytes = 0
+        self._flying: dict[int, Future[None]] = {}  # blocks that wait or are being read; a batch has one future
+        self._sizes: dict[int, int] = {}  # of these
         self._wishes: dict[int, int] = {}  # by block that waits or is being read: requests that want it
         self._closed = False
 
@@ -103,9 +103,9 @@ class Prefetcher:
             for batch in coalesce([fresh[i] for i in order], self._coalesce_bytes_max):
                 future: Future[None] = Future()
                 self._queue.append((batch, future))
-                self._queued_blocks += len(batch)
-                self._queued_bytes += sum(b.entry.nbytes for b in batch)
                 self._flying.update((b.wanted.block_id, future) for b in batch)
+                self._sizes.update((b.wanted.block_id, b.entry.nbytes) for b in batch)
+                self._queued_bytes += sum(b.entry.nbytes for b in batch)
             for block in located:
                 if (block_id := block.wanted.block_id) in self._flying:
                     self._wishes[block_id] = self._wishes.get(block_id, 0) + 1
@@ -114,11 +114,12 @@ class Prefetcher:
 
     def _that_fit(self, fresh: Sequence[Located], room_bytes: int) -> Sequence[Located]:
         left = room_bytes - self._queued_bytes
-        for taken, block in enumerate(fresh[: _QUEUE_BLOCKS_MAX - self._queued_blocks]):
+        fresh = fresh[: max(0, _QUEUE_BLOCKS_MAX - len(self._flying))]
+        for taken, block in enumerate(fresh):
             left -= block.entry.nbytes + OVERHEAD_BYTES
             if left < 0:
                 return fresh[:taken]
-        return fresh[: _QUEUE_BLOCKS_MAX - self._queued_blocks]
+        return fresh
 
     def cancel(self, block_ids: Iterable[int]) -> int:
         """Undo one request of each; returns how many blocks are dropped: those that nobody wants any more and that
@@ -138,21 +139,10 @@ class Prefetcher:
             return self._drop(set(block_ids) & self._wishes.keys()) if self._queue else 0
 
     def _drop(self, block_ids: set[int]) -> int:
-        """Those of the blocks that wait to be read."""
-        if not any((future := self._flying.get(b)) and not future.running() for b in block_ids):
-            return 0
-        queue: deque[tuple[Batch, Future[None]]] = deque()
-        dropped = 0
-        for batch, future in self._queue:
-            gone = [b for b in batch if b.wanted.block_id in block_ids]
-            self._forget(gone)
-            dropped += len(gone)
-            if left := [b for b in batch if b.wanted.block_id not in block_ids]:
-                queue.append((left, future))
-            else:
-                future.set_result(None)
-        self._queue = queue
-        return dropped
+        """Those of the blocks that wait to be read; their batches are read without them."""
+        waiting = [b for b in block_ids if (future := self._flying.get(b)) is not None and not future.running()]
+        self._forget(waiting)
+        return len(waiting)
 
     def is_flying(self, block_id: int) -> bool:
         """Whether the block is being read, and not only waiting to be."""
@@ -169,17 +159,22 @@ class Prefetcher:
 
     def _launch(self) -> None:
         while self._queue and not self._closed:
-            size = size_of(self._queue[0][0])
+            whole, future = self._queue[0]
+            batch = [b for b in whole if self._flying.get(b.wanted.block_id) is future]
+            size = size_of(batch) if batch else 0
             if self._flying_bytes and self._flying_bytes + size > self._bytes_max:
                 return
-            batch, future = self._queue.popleft()
+            self._queue.popleft()
+            if not batch:
+                future.set_result(None)
+                continue
             self._flying_bytes += size
             future.set_running_or_notify_cancel()
             try:
                 self._pool.submit(self._bring, batch, future)
             except RuntimeError:  # the interpreter is going down
                 self._closed = True
-                self._forget(batch)
+                self._forget(b.wanted.block_id for b in batch)
                 future.set_result(None)
 
     def _bring(self, batch: Batch, future: Future[None]) -> None:
@@ -188,25 +183,23 @@ class Prefetcher:
         finally:
             with self._lock:
                 self._flying_bytes -= size_of(batch)
-                self._forget(batch)
+                self._forget(b.wanted.block_id for b in batch)
             future.set_result(None)
             with self._lock:
                 self._launch()
 
-    def _forget(self, batch: Sequence[Located]) -> None:
-        self._queued_blocks -= len(batch)
-        self._queued_bytes -= sum(b.entry.nbytes for b in batch)
-        for block in batch:
-            self._flying.pop(block.wanted.block_id, None)
-            self._wishes.pop(block.wanted.block_id, None)
+    def _forget(self, block_ids: Iterable[int]) -> None:
+        for block_id in block_ids:
+            self._queued_bytes -= self._sizes.pop(block_id)
+            del self._flying[block_id]
+            self._wishes.pop(block_id, None)
 
     def close(self) -> None:
         """Give up what has not begun, wait for what has."""
         with self._lock:
             self._closed = True
             abandoned, self._queue = list(self._queue), deque()
-            for batch, _ in abandoned:
-                self._forget(batch)
+            self._forget([b for b, future in self._flying.items() if not future.running()])
         for _, future in abandoned:
             future.set_result(None)
         self._pool.shutdown(wait=True)
