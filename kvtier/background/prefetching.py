@@ -98,8 +98,8 @@ class Inflow(Protocol):
 
 def may_be_in_vain(ram: Inflow, useful: int, at_risk: int) -> int:
     """How many bytes more may come up that nobody has asked for: until those ``at_risk`` (brought up in vain, or not
-    used yet) are a seventh of the ``useful`` ones, a hundredth of what RAM took in, and to begin with a 32nd of RAM."""
-    return useful // 7 + ram.bytes_taken // 100 + ram.cap // 32 - at_risk
+    used yet) are an eighth of the ``useful`` ones, a hundredth of what RAM took in, and to begin with a 32nd of RAM."""
+    return useful // 8 + ram.bytes_taken // 100 + ram.cap // 32 - at_risk
 
 
 class Turnover:

@@ -173,13 +173,13 @@ def test_a_chain_comes_up_after_its_answer_if_the_policy_says_so(tmp_path: Path)
 
 
 def test_what_nobody_asked_for_is_bounded_by_what_was_of_use(tmp_path: Path) -> None:
-    """Whatever a policy expects: a 32nd of RAM to begin with, then a seventh of what was used."""
+    """Whatever a policy expects: a 32nd of RAM to begin with, then an eighth of what was used."""
     with reopened(tmp_path, policy=f"{__name__}:Always", ram=96 * (SIZE + KIB)) as store:
         assert store.answered(KEYS) == 3
         arrive(store, KEYS[:3])
         assert store.answered(KEYS) == 0  # as long as those are not used
         assert all(store.get_many(KEYS[:3]))
-        assert store.answered(KEYS) == 3  # and a seventh of three is not a block yet
+        assert store.answered(KEYS) == 3  # and an eighth of three is not a block yet
         arrive(store, KEYS[3:6])
         store._front.forget_all()
         assert store.answered(KEYS) == 0  # they were in vain
