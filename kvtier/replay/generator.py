@@ -91,14 +91,7 @@ class Conversations(Workload):
 
     def _session(self, chance: random.Random, session: Session, time: float) -> Iterator[tuple[float, Request]]:
         session.grow(_lognormal(chance, 800, 1.4))
-        while True:
-            request = session.request(time)
-            answer = _lognormal(chance, 300, 0.8)
-            time += answer / 50 + _lognormal(chance, self.think * 1000, 1.2) / 1000
-            yield time, request
-            if chance.random() < 1 / self.turns:
-                return
-            session.grow(answer + _lognormal(chance, 80, 1.0))
+        yield from _turns(chance, session, time, self.turns, (300, 0.8), self.think, (80, 1.0))
 
 
 @dataclass(frozen=True)
@@ -115,14 +108,7 @@ class Agents(Workload):
 
     def _session(self, chance: random.Random, session: Session, time: float) -> Iterator[tuple[float, Request]]:
         session.grow(_lognormal(chance, 500, 0.8))
-        while True:
-            request = session.request(time)
-            call = _lognormal(chance, 150, 0.6)
-            time += call / 50 + _lognormal(chance, self.tool * 1000, 1.2) / 1000
-            yield time, request
-            if chance.random() < 1 / self.steps:
-                return
-            session.grow(call + _lognormal(chance, 400, 1.3))
+        yield from _turns(chance, session, time, self.steps, (150, 0.6), self.tool, (400, 1.3))
 
 
 @dataclass(frozen=True)
@@ -200,6 +186,26 @@ def _parse(text: str, kind: type, key: str) -> Any:
     least = 1 if _RANGES.get(key) == "from 1" else 0
     ok = math.isfinite(value) and least <= value <= _MOST.get(key, 1e12) and (value > 0 or key in ("seed", "once"))
     return value if ok else None
+
+
+def _turns(
+    chance: random.Random,
+    session: Session,
+    time: float,
+    mean: float,
+    answer: tuple[float, float],
+    pause_s: float,
+    message: tuple[float, float],
+) -> Iterator[tuple[float, Request]]:
+    """Requests that grow by an answer and what came then: tokens, as median and sigma; 50 a second are answered."""
+    while True:
+        request = session.request(time)
+        made = _lognormal(chance, *answer)
+        time += made / 50 + _lognormal(chance, pause_s * 1000, 1.2) / 1000
+        yield time, request
+        if chance.random() < 1 / mean:
+            return
+        session.grow(made + _lognormal(chance, *message))
 
 
 def _lognormal(chance: random.Random, median: float, sigma: float) -> int:
