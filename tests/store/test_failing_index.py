@@ -262,43 +262,20 @@ def test_keys_that_cannot_be_had_now_cost_no_blocks(tmp_path: Path) -> None:
         assert store.stats().counters["demotions"] > 5
 
 
-@pytest.mark.parametrize("use", ["rotate", "expire", "promote"])
-def test_an_index_that_is_full_grows_for_whoever_fills_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
-) -> None:
+def test_an_index_that_is_full_grows_for_new_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     current = "a"
     monkeypatch.setattr("kvtier.assembly._MAP_BYTES", 256 * KIB)
-    clock = HandClock()
-    settings = config(tmp_path, tier("top", bytes_max=64 * MIB), tier("low", bytes_max=64 * MIB), value_bytes_max=64)
-    store = Store.open(
-        settings, keys=lambda ns, key_id: Key(key_id or current, bytes(32)), clock=clock, background=False
-    )
-    with store:
+    settings = config(tmp_path, tier(), value_bytes_max=64)
+    with Store.open(settings, keys=lambda ns, key_id: Key(key_id or current, bytes(32)), background=False) as store:
         index = index_of(store)
-        keys = names(4000)
-        for at, key in enumerate(keys):
-            store.put(key, b"%d" % at, ttl=100 if use == "expire" else 0)
-            if at % 20 == 19:
-                store.flush()
-            if index.disk_bytes() > 7 * index._map_bytes // 8:
-                break
-        keys = keys[: at + 1]
+        keys: list[bytes] = []
+        while index.disk_bytes() <= 7 * index._map_bytes // 8:
+            keys.append(b"%d" % len(keys))
+            store.put(keys[-1], keys[-1])
+            store.flush()
         size = index._map_bytes
         for turn in "bcdefgh":
-            match use:
-                case "rotate":
-                    current = turn
-                    assert store.rotate_keys() == len(keys)
-                case "expire":
-                    clock.advance(200)
-                    settle(store)
-                    clock.advance(2)
-                    settle(store)
-                    assert store.stats().blocks == 0
-                    break
-                case "promote":
-                    store.get_many(keys)
-                    store._back.ladder.save_touches()  # type: ignore[union-attr]
-        if use == "rotate":
-            assert index._map_bytes > size
-        store.flush()
+            current = turn
+            assert store.rotate_keys() == len(keys)
+        assert index._map_bytes > size
+        assert [value_of(hit) for hit in store.get_many(keys)] == keys

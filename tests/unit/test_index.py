@@ -269,6 +269,27 @@ def test_a_full_map_rolls_back_and_can_be_grown(tmp_path: Path) -> None:
     index.close()
 
 
+def test_a_full_map_has_grown_by_the_next_write(tmp_path: Path) -> None:
+    """Whoever fills it; by then once, also if it was told to grow meanwhile."""
+    index = LmdbIndex(str(tmp_path), map_bytes=1 << 16, read_only=False)
+
+    def write(count: int) -> None:
+        with index.write() as txn:
+            for block_id in range(1, count + 1):
+                txn.put_block(block_id, block(b"%d" % block_id))
+
+    with pytest.raises(IndexFull):
+        write(400)
+    write(400)
+    assert index._map_bytes == 1 << 17
+    with pytest.raises(IndexFull):
+        write(1000)
+    assert index.grow()
+    write(1)
+    assert index._map_bytes == 1 << 18
+    index.close()
+
+
 def test_the_map_waits_for_readers_before_it_grows(index: LmdbIndex) -> None:
     grown = threading.Event()
     with index.read() as view:
