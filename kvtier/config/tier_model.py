@@ -32,7 +32,8 @@ from kvtier.units import BadValue, Percent, parse_cap
 TIERS_MAX = 8
 
 _MEASURED = ("seconds_per_token", "seconds_per_position", "kv_bytes_per_token")
-_SIZES = ("layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff")
+_WINDOW = ("window_layers", "window")
+_SIZES = ("layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff", *_WINDOW)
 
 
 def _not_zero(value: int) -> int:
@@ -52,6 +53,7 @@ def _parse_sessions(value: object) -> str | Percent:
 
 
 _Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 31)]
+_ModelSize = Annotated[int, Field(strict=True, ge=1, lt=1 << 31)]
 _Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 _Bytes = Annotated[Size, AfterValidator(_not_zero)]
 
@@ -61,12 +63,12 @@ class ComputeSection(Section):
 
     preset: str | None = None
     flops: _Positive | None = None
-    layers: _Count | None = None
-    d_model: _Count | None = None
-    heads: _Count | None = None
-    kv_heads: _Count | None = None
-    head_dim: _Count | None = None
-    d_ff: _Count | None = None
+    layers: _ModelSize | None = None
+    d_model: _ModelSize | None = None
+    heads: _ModelSize | None = None
+    kv_heads: _ModelSize | None = None
+    head_dim: _ModelSize | None = None
+    d_ff: _ModelSize | None = None
     window_layers: _Count | None = None
     window: _Count | None = None
     seconds_per_token: _Positive | None = None
@@ -79,8 +81,10 @@ class ComputeSection(Section):
         if len(ways) > 1:
             yield ConfigProblem("model", "has several of a preset, sizes and measured seconds", "only one of them")
             return
-        for key in sorted({*ways[0]} - self.model_fields_set) if ways else ():
+        for key in sorted({*ways[0]} - {*_WINDOW} - self.model_fields_set) if ways else ():
             yield ConfigProblem(f"model.{key}", "required key is missing")
+        if self.layers is not None and (self.window_layers or 0) > self.layers:
+            yield ConfigProblem("model.window_layers", "is more than model.layers", f"at most {self.layers}")
 
 
 class ModeledRam(Section):
