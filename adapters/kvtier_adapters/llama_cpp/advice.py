@@ -62,7 +62,8 @@ class Advising:
 
     @contextlib.contextmanager
     def pinned(self, prompt: Sequence[int] | Tokens) -> Iterator[None]:
-        """Inside, what a restore of ``prompt`` reads is not evicted from any tier, as far as it is stored by now."""
+        """Inside, what a restore of a prompt that begins with this one reads is not evicted from any tier, as far as it
+        is stored by now."""
         tokens = as_tokens(prompt)
 
         def pin(to: Binding) -> list[bytes]:

@@ -107,7 +107,7 @@ class Restorer:
         to, native = self._to, self._to.native
         kept = self._keep_live(plan, tokens)
         wanted = plan.pieces[len(kept) :] if to.memory.layout else []
-        found = to.store.get_many(to.blocks(plan, len(kept)), namespace=to.options.namespace, keep=False)
+        found = to.store.get_many(to.blocks(plan, len(kept)), namespace=to.namespace, keep=False)
         for piece in wanted:
             blob = self._checked(next(found), self._check(check_rows, piece))
             if blob is None:

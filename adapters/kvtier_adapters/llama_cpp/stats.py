@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 _COUNTING = threading.Lock()
@@ -55,4 +55,5 @@ class SessionStats:
             self.last_error = f"{type(error).__name__}: {error}"
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "misses": dict(self.misses), "errors": dict(self.errors)}
+        with _COUNTING:
+            return {**vars(self), "misses": dict(self.misses), "errors": dict(self.errors)}
