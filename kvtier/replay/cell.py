@@ -80,7 +80,7 @@ class Cell:
     @property
     def _has_rules(self) -> bool:
         """Whether something but eviction, and promotion, decides what is where."""
-        used = self._memory or self._quotas or self._restores_last
+        used = self._memory or self._restores_last
         return bool(used) or any(self._may_count.values()) or any(care.pin_blocks for care in self._cares)
 
     @property

@@ -59,7 +59,7 @@ class LruShadow:
 
     def can_risk(self) -> bool:
         """Whether one more ghost can be afforded."""
-        return self._risk < GRACE + SHARE * self.hits + self.wins - self.losses and self._has_room()
+        return self._risk < self.balance and self._has_room()
 
     def resize(self, capacity: int) -> None:
         """Leaf-LRU would have so many blocks."""
