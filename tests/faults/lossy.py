@@ -16,26 +16,19 @@ import os
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any
 
 from mfusepy import FUSE, Operations, fuse_get_context
 
 from kvtier import _platform
 from kvtier.fs import OsFileSystem
 from kvtier.testing.power_loss import UndoLog
+from tests.faults.power import Loss
 
 MOUNTED = "mounted"
 _LOCK_FILE = "lock.mdb"
 _STAT = ("st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_blocks", "st_ino")
 _STATVFS = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail", "f_namemax")
-
-
-class Loss(NamedTuple):
-    """What became of one mount: the changes and syncs asked for, whether it died in one, and what was lost."""
-
-    steps: int
-    died: bool
-    lost: list[str]
 
 
 class LossyFs(Operations):  # type: ignore[misc]

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 from kvtier.running import RUNNING_FILE
 from tests.crash.oracle import Oracle
 from tests.faults import lives
-from tests.faults.lossy import Loss, serve
 from tests.stores import KIB, MIB
 
 LOW_BYTES = (32 * MIB, 256 * KIB)  # of the lower tier: all fits, or blocks are evicted
@@ -38,10 +37,20 @@ class Result(NamedTuple):
     failure: str | None
 
 
+class Loss(NamedTuple):
+    """What became of one mount: the changes and syncs asked for, whether it died in one, and what was lost."""
+
+    steps: int
+    died: bool
+    lost: list[str]
+
+
 class Mount:
     """The lossy file system over a folder, for one child process; :meth:`lose` ends it."""
 
     def __init__(self, base: Path, die_at: int, seed: int, keep_probability: float) -> None:
+        from tests.faults.lossy import serve  # which cannot be imported where there is no libfuse
+
         self.folder = base / "mount"
         self._backing = base / "backing"
         for folder in (self.folder, self._backing):
