@@ -21,7 +21,6 @@ import lmdb
 from bench.measure import folder_bytes
 from bench.workloads import SEED
 from kvtier import Config, Store
-from kvtier.background import slabs
 from kvtier.policy.registry import EVICTION
 
 _PAYLOAD_BYTES = 2048
@@ -110,8 +109,8 @@ def _policy_bytes(name: str, blocks: int) -> float:
 
 
 def _engine_bytes(folder: Path) -> float:
-    """Of a store whose cap is too small for what it holds, once it has evicted: all that Python has allocated, but its
-    read buffers, which are as large for any number of blocks; for each block that is left."""
+    """Of a store whose cap is too small for what it holds, once it has evicted: all that Python has allocated, for
+    each block that is left."""
     with _open(folder, 16 << 30) as store:
         cap = int(_FULL * store.stats().bytes_on_disk)
     gc.collect()
@@ -124,7 +123,6 @@ def _engine_bytes(folder: Path) -> float:
             if not stats.counters.get("evictions", 0):
                 raise RuntimeError("nothing was evicted")
             gc.collect()
-            taken = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, slabs.__file__)])
-            return sum(each.size for each in taken.statistics("filename")) / stats.blocks
+            return tracemalloc.get_traced_memory()[0] / stats.blocks
     finally:
         tracemalloc.stop()

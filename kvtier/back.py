@@ -29,6 +29,7 @@ from kvtier.index.lmdb_index import IndexFull
 from kvtier.index.schema import Reason
 from kvtier.policy import registry
 from kvtier.policy.base import Hint
+from kvtier.pool import BufferPool
 from kvtier.rotation import Rotation
 from kvtier.tiers.drafts import NewBlock, new_block
 from kvtier.tiers.expiry import Expiry
@@ -57,6 +58,7 @@ class Back:
         config: Config,
         parts: Parts,
         front: Front,
+        pool: BufferPool,
         signals: Signals,
         *,
         read_only: bool,
@@ -65,15 +67,17 @@ class Back:
         self.parts = parts
         self.ladder = parts.ladder
         self._front = front
+        self._pool = pool
         self._signals = signals
         self._read_only = read_only
         self._promotions: deque[int] = deque(maxlen=_TOUCHES_BEFORE_SAVE)
         passing = self.ladder.ledger.time
-        self._reader = DiskReader(parts.index, self.ladder.tiers, signals, self._on_damage, passing)
+        self._reader = DiskReader(parts.index, self.ladder.tiers, signals, self._on_damage, passing, pool.take)
         self._expiry = Expiry(parts.index, self.ladder.ledger, signals)
         self._prefetcher = Prefetcher(
             self._reader,
             self._deliver,
+            pool,
             threads=config.prefetch.threads,
             bytes_max=config.prefetch.bytes_max,
             coalesce_bytes_max=config.prefetch.coalesce_bytes_max,
@@ -346,7 +350,9 @@ class Back:
         self._worker.poke()
 
     def _when_idle(self) -> float | None:
-        """Expire some blocks, or else compact a little."""
+        """Make memory ready for the next puts, expire some blocks, or else compact a little."""
+        if self._pool.restock():
+            return 0.0
         if (soon := self._expiry.step()) == 0.0:
             return soon
         later = self.ladder.compactor.step(self.ladder.tiers)

@@ -9,6 +9,7 @@ from typing import Any
 
 from kvtier.blocks import BUFFERS_MAX, Buffer
 from kvtier.errors import LimitError
+from kvtier.pool import BufferPool
 
 
 def byte_views(buffers: Buffer | Sequence[Buffer], value_bytes_max: int) -> tuple[memoryview, ...]:
@@ -26,11 +27,11 @@ def byte_views(buffers: Buffer | Sequence[Buffer], value_bytes_max: int) -> tupl
     return views
 
 
-def owned(view: memoryview) -> memoryview:
+def owned(view: memoryview, pool: BufferPool) -> memoryview:
     """The bytes as ours alone: whole ``bytes`` objects as they are, anything else (slices too) copied once."""
     if isinstance(view.obj, bytes) and len(view.obj) == view.nbytes:
         return view
-    return memoryview(bytes(view))
+    return pool.copy_of(view)
 
 
 def check_size(given: int, needed: int) -> None:

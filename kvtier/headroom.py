@@ -10,14 +10,18 @@ from kvtier.background.watch import Watch
 from kvtier.events import Signals
 from kvtier.front import Front
 from kvtier.memory import give_back
+from kvtier.pool import BufferPool
 
 
 class Headroom:
     """See the module."""
 
-    def __init__(self, front: Front, back: Back | None, signals: Signals, *, background: bool) -> None:
+    def __init__(
+        self, front: Front, back: Back | None, pool: BufferPool, signals: Signals, *, background: bool
+    ) -> None:
         self._front = front
         self._back = back
+        self._pool = pool
         self._signals = signals
         self._watch: Watch | None = None
         if background and (front.ram.pressure is not None or (back is not None and back.has_floors)):
@@ -30,6 +34,7 @@ class Headroom:
             evicted = self._front.keep_ram_to(pressure.look(self._front.ram.bytes_used))
             self._signals.count("ram_pressure_evictions", evicted)
             if evicted:
+                self._pool.trim()
                 give_back()  # else the next look would find as little, and evict as much again
         return self._back.look() if self._back is not None else False
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from kvtier.advised import Advised
 from kvtier.assembly import Parts, config_of, open_parts
 from kvtier.back import Back
+from kvtier.background.prefetcher import slabs
 from kvtier.blocks import (
     BlockInfo,
     Buffer,
@@ -36,6 +37,7 @@ from kvtier.index.lmdb_index import ENGINE
 from kvtier.keys import KeyProvider
 from kvtier.memory import Memory, memory
 from kvtier.policy.base import NO_PARENT
+from kvtier.pool import BufferPool
 from kvtier.reads import Reads
 from kvtier.skips import Skips
 from kvtier.stats import StoreStats, stats_of
@@ -44,6 +46,14 @@ from kvtier.tiers.ram import RamBlock, RamTier
 from kvtier.vault import KeyMissing, Vault
 
 _MATCH_AT_ONCE = 64
+_READY_BYTES_MAX = 64 << 20
+
+
+def _spare_bytes_max(config: Config) -> int:
+    """Memory that is kept ready: for a quarter of what may wait to be written, and for restores that pass through."""
+    ahead = config.prefetch
+    passing = sum(slabs(ahead.threads, min(ahead.coalesce_bytes_max, ahead.bytes_max)))
+    return min(_READY_BYTES_MAX, config.write_behind.bytes_max // 4) + passing
 
 
 class Store(Advised):
@@ -134,11 +144,14 @@ class Store(Advised):
         )
         self._skip_when_full = config.write_behind.when_full == "skip"
         self._skips = Skips(signals)
+        self._pool = BufferPool(_spare_bytes_max(config))
         self._back: Back | None = None
         if parts:
-            self._back = Back(config, parts, self._front, signals, read_only=read_only, background=background)
+            self._back = Back(
+                config, parts, self._front, self._pool, signals, read_only=read_only, background=background
+            )
         self._reads = Reads(self._front, self._back, signals)
-        self._headroom = Headroom(self._front, self._back, signals, background=background)
+        self._headroom = Headroom(self._front, self._back, self._pool, signals, background=background)
         atexit.register(self.close)
 
     def close(self) -> None:
@@ -162,6 +175,15 @@ class Store(Advised):
         self.close()
 
     # -- writing ------------------------------------------------------------------------------------
+
+    def buffer(self, nbytes: int) -> memoryview:
+        """Writable memory of ``nbytes``, to be filled with a value and given to the store (``put(..., give=True)``).
+
+        It is memory that an earlier value was in, if there is any: the first touch of new memory costs several times
+        the copy into it. Its contents are undefined; it is the caller's alone for as long as a view of it exists.
+        """
+        self._check_open()
+        return self._pool.take(nbytes)
 
     def put(
         self,
@@ -194,7 +216,7 @@ class Store(Advised):
             raise WrongKeys(str(e)) from e
         views = byte_views(buffers, self.config.store.value_bytes_max)
         parent_id = NO_PARENT if parent is None else self._wanted(parent, namespace).block_id
-        kept = tuple(v.toreadonly() if give else owned(v) for v in views)
+        kept = tuple(v.toreadonly() if give else owned(v, self._pool) for v in views)
         expires_at = self._front.time.after(self.config.store.ttl_s if ttl is None else ttl)
         block = RamBlock(namespace, key, parent_id, meta, kept, expires_at)
         self._signals.count("puts")

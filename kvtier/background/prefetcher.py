@@ -16,12 +16,17 @@ from operator import eq
 
 from kvtier.background.read_ahead import Bounds, Outcome, ReadAhead
 from kvtier.background.read_order import Batch, coalesce, reading_order, size_of
-from kvtier.background.slabs import Slabs
+from kvtier.pool import BufferPool
 from kvtier.tiers.ram import OVERHEAD_BYTES, RamBlock
 from kvtier.tiers.reading import DiskReader, Located, Raw
 
 _QUEUE_BLOCKS_MAX = 1 << 16
 _FIRST_READS = 8  # of the first one's size: as far ahead as that before the consumer has taken anything
+
+
+def slabs(threads: int, coalesce_bytes_max: int) -> list[int]:
+    """The sizes of what is in use at once when blocks pass through: being read, waiting, and at the consumer."""
+    return [coalesce_bytes_max] * (threads + 2)
 
 
 class Prefetcher:
@@ -34,6 +39,7 @@ class Prefetcher:
         self,
         reader: DiskReader,
         deliver: Callable[[Located, RamBlock, bool], None],
+        buffers: BufferPool,
         *,
         threads: int,
         bytes_max: int,
@@ -44,7 +50,7 @@ class Prefetcher:
         self._bytes_max = bytes_max
         self._coalesce_bytes_max = min(coalesce_bytes_max, bytes_max)
         self._threads = threads
-        self._slabs = Slabs(self._coalesce_bytes_max, threads + 2)
+        self._buffers = buffers
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kvtier-read")
         self._lock = threading.Lock()
         self._queue: deque[tuple[Batch, Future[None]]] = deque()
@@ -57,8 +63,8 @@ class Prefetcher:
     # -- ahead of one consumer ----------------------------------------------------------------------
 
     def warm(self) -> None:
-        """Make the buffers for :meth:`read_ahead` without ``keep`` ready, on a thread of the pool."""
-        self._pool.submit(self._slabs.warm)
+        """Make the memory for :meth:`read_ahead` without ``keep`` ready, on a thread of the pool."""
+        self._pool.submit(self._buffers.stock, slabs(self._threads, self._coalesce_bytes_max))
 
     def read_ahead(self, located: Sequence[Located], *, keep: bool) -> Iterator[Outcome]:
         """The blocks in order, later ones being read while the consumer works on earlier ones.
@@ -78,7 +84,11 @@ class Prefetcher:
         return ReadAhead(batches, fetch, check, self._pool.submit, bounds, order).outcomes()
 
     def _fetch(self, batch: Batch, keep: bool) -> Raw:
-        return self._reader.fetch(batch, None if keep else self._slabs.take)
+        return self._reader.fetch(batch, None if keep else self._slab)
+
+    def _slab(self, nbytes: int) -> memoryview:
+        """Memory for a batch that passes through: of one size for all, so that any serves the next one."""
+        return self._buffers.take(max(nbytes, self._coalesce_bytes_max), is_brief=True)[:nbytes]
 
     def _check(self, raw: Raw, keep: bool, prefetched: bool = False) -> list[Outcome]:
         outcomes = self._reader.blocks(raw)

@@ -82,8 +82,10 @@ class DiskReader:
         signals: Signals,
         on_damage: DamageListener,
         passing: StoreTime,
+        memory: Memory,
     ) -> None:
-        """``passing``: the time by which blocks expire."""
+        """``passing``: the time by which blocks expire. ``memory``: where blocks go that a reader keeps."""
+        self._memory = memory
         self._time = passing
         self._index = index
         self._tiers = {t.tier_no: t for t in tiers}
@@ -147,7 +149,7 @@ class DiskReader:
             for block in batch:
                 block.tier.check_lengths(block.extent, block.entry.nbytes)
             lengths = [b.content.stored_len for b in batch]
-            stored = list(map(new_memory, lengths)) if memory is None else list(split(memory(sum(lengths)), lengths))
+            stored = list(map(self._memory, lengths)) if memory is None else list(split(memory(sum(lengths)), lengths))
             fetched = batch[0].tier.fetch([(b.extent, [s]) for b, s in zip(batch, stored, strict=True)])
         except (OSError, FormatError) as e:
             return Raw(batch, [], e)
@@ -166,15 +168,15 @@ class DiskReader:
     def read_one(self, located: Located, tries: int = _TRIES) -> RamBlock | MissReason:
         """Read one block."""
         try:
-            stored = self._memory(located)
+            stored = self._memory_for(located)
         except (OSError, FormatError) as e:
             return self._block(located, _NOTHING, e, tries)
         return self._block(located, stored, self._try(located, [stored]), tries)
 
-    def _memory(self, located: Located) -> memoryview:
+    def _memory_for(self, located: Located) -> memoryview:
         """For a block as it is stored. Raises :class:`FormatError`, or :class:`OSError`, if there can be none."""
         located.tier.check_lengths(located.extent, located.entry.nbytes)
-        return new_memory(located.content.stored_len)
+        return self._memory(located.content.stored_len)
 
     def read_into(self, located: Located, targets: Sequence[memoryview]) -> tuple[Located, bytes] | MissReason:
         """Read a block into the caller's views, whose sizes sum to the block's; the block as it was read, and its
@@ -206,7 +208,7 @@ class DiskReader:
         """Fill the targets with a block's bytes. Raises one of the ``_DOUBTS``, or :class:`KeyMissing`."""
         located.tier.check_lengths(located.extent, located.entry.nbytes)
         raw = located.content.codec == codec.NONE and not located.tier.vault.flag
-        stored = list(targets) if raw else [new_memory(located.content.stored_len)]
+        stored = list(targets) if raw else [self._memory(located.content.stored_len)]
         head = self._try(located, stored)
         if not isinstance(head, RecordHead):
             raise head
@@ -228,7 +230,7 @@ class DiskReader:
         problem: Exception | None = None if isinstance(head, RecordHead) else head
         if isinstance(head, RecordHead):
             try:
-                block = _decoded(located, head, stored)
+                block = self._decoded(located, head, stored)
             except KeyMissing:
                 return self._no_key()
             except _DOUBTS as e:
@@ -241,6 +243,24 @@ class DiskReader:
         if isinstance(again, MissReason):
             return again
         return self.read_one(again, tries - 1) if tries > 1 else MissReason.ABSENT
+
+    def _decoded(self, located: Located, head: RecordHead, stored: memoryview) -> RamBlock:
+        """Raises one of the ``_DOUBTS``, or :class:`KeyMissing`."""
+        meta = located.tier.vault.decrypt_meta(located.entry)
+        value = located.tier.decrypt(head, located.extent, stored)
+        if (codec_id := plain_codec(head.codec)) != codec.NONE:
+            encoded, value = value, self._memory(located.entry.nbytes)
+            codec.decode_into(codec_id, encoded, [value])
+        if value.nbytes != located.entry.nbytes:
+            raise codec.CodecError("the content has another length than the block")
+        return RamBlock(
+            located.wanted.namespace,
+            located.wanted.key,
+            located.entry.parent_id,
+            meta,
+            split(value.toreadonly(), located.entry.lengths),
+            located.entry.expires_at,
+        )
 
     def _again(self, located: Located, problem: Exception) -> Located | MissReason:
         """After a failed read: where the block is now, if that is elsewhere; else what kind of miss it is."""
@@ -263,26 +283,3 @@ class DiskReader:
 
     def _count(self, located: Located) -> None:
         self._signals.count(f"bytes_read:{located.tier.name}", located.content.head_len + located.content.stored_len)
-
-
-def new_memory(nbytes: int) -> memoryview:
-    return memoryview(bytearray(nbytes))
-
-
-def _decoded(located: Located, head: RecordHead, stored: memoryview) -> RamBlock:
-    """Raises one of the ``_DOUBTS``, or :class:`KeyMissing`."""
-    meta = located.tier.vault.decrypt_meta(located.entry)
-    value = located.tier.decrypt(head, located.extent, stored)
-    if (codec_id := plain_codec(head.codec)) != codec.NONE:
-        encoded, value = value, new_memory(located.entry.nbytes)
-        codec.decode_into(codec_id, encoded, [value])
-    if value.nbytes != located.entry.nbytes:
-        raise codec.CodecError("the content has another length than the block")
-    return RamBlock(
-        located.wanted.namespace,
-        located.wanted.key,
-        located.entry.parent_id,
-        meta,
-        split(value.toreadonly(), located.entry.lengths),
-        located.entry.expires_at,
-    )

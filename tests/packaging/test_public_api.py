@@ -57,6 +57,7 @@ NAMES = {
 METHODS = {
     "open": "(source, *, read_only, listeners, fs, clock, background, keys, memory)",
     "close": "(self)",
+    "buffer": "(self, nbytes)",
     "put": "(self, key, buffers, *, meta, parent, namespace, give, ttl)",
     "put_many": "(self, items, *, namespace)",
     "get": "(self, key, *, namespace)",

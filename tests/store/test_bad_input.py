@@ -466,6 +466,7 @@ def test_put_many_stops_at_the_item_that_is_wrong(store: Store) -> None:
 
 def every_call(store: Store) -> list[Callable[[], object]]:
     return [
+        lambda: store.buffer(1),
         lambda: store.put(b"k", b"x"),
         lambda: store.put_many([PutItem(b"k", b"x")]),
         lambda: store.get(b"k"),

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from kvtier.background.prefetcher import Prefetcher
 from kvtier.background.read_order import coalesce
-from kvtier.background.slabs import Slabs
 from kvtier.blocks import MissReason
 from kvtier.errors import StoreClosed
 from kvtier.index.schema import BlockEntry, ContentEntry
+from kvtier.pool import BufferPool
 from kvtier.tiers.habits import HABITS
 from kvtier.tiers.ram import RamBlock
 from kvtier.tiers.reading import Located, Raw, Wanted
@@ -124,6 +124,7 @@ class Bench:
         self.fetcher = Prefetcher(
             reader,  # type: ignore[arg-type]
             lambda b, block, prefetched: self.delivered.append((b.wanted.block_id, prefetched)),
+            BufferPool(1 << 26),
             threads=threads,
             bytes_max=bytes_max,
             coalesce_bytes_max=coalesce,
@@ -260,39 +261,3 @@ def test_a_reader_that_fails_leaves_nobody_waiting(make: Any, monkeypatch: pytes
     b.fetcher.request(row(3), ROOM)
     b.fetcher.wait_for(3)
     assert len(b.delivered) == 3
-
-
-# -- buffers that are used again ---------------------------------------------------------------------
-
-
-class TestSlabs:
-    def test_a_buffer_that_is_seen_is_not_given_again(self) -> None:
-        slabs = Slabs(100, 2)
-        first = slabs.take(50)
-        part = first[10:20].toreadonly()
-        first[:] = b"a" * 50
-        buffer = first.obj
-        del first
-        second = slabs.take(50)
-        assert second.obj is not buffer
-        second[:] = b"b" * 50
-        assert bytes(part) == b"a" * 10
-        del part
-        assert slabs.take(50).obj is buffer
-
-    def test_all_in_use_still_gives_one(self) -> None:
-        slabs = Slabs(100, 2)
-        views = [slabs.take(100) for _ in range(5)]
-        assert len({id(v.obj) for v in views}) == 5
-        assert len(slabs._slabs) == 2
-
-    def test_sizes_fit(self) -> None:
-        slabs = Slabs(100, 2)
-        assert [slabs.take(n).nbytes for n in (0, 1, 100, 101, 5000)] == [0, 1, 100, 101, 5000]
-        assert len(slabs._slabs) <= 2
-
-    def test_warm_buffers_are_used(self) -> None:
-        slabs = Slabs(100, 3)
-        slabs.warm()
-        assert len(slabs._slabs) == 3
-        assert slabs.take(100).obj in slabs._slabs

@@ -53,7 +53,7 @@ class Binding(Lookup):
         self.memory = memory
         self.options = options
         self.stats = stats
-        self.native = SequenceState(context, sequence, memory)
+        self.native = SequenceState(context, sequence, memory, store.buffer)
         self.ring = ring_of(context, memory) if options.reproducible else Ring(memory.n_swa)
         self.others = remember(self.fingerprint, store)
         self.stored: Tokens = np.empty(0, dtype=np.int32)

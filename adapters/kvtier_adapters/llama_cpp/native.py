@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import llama_cpp
@@ -56,12 +56,13 @@ def ring_of(context: Context, memory: Memory) -> Ring:
 
 
 class SequenceState:
-    """One sequence of a context, whose memory is ``memory``."""
+    """One sequence of a context, whose memory is ``memory``. ``buffer`` gives the memory for a capture."""
 
-    def __init__(self, context: Context, sequence: int, memory: Memory) -> None:
+    def __init__(self, context: Context, sequence: int, memory: Memory, buffer: Callable[[int], memoryview]) -> None:
         self.context = context
         self.sequence = sequence
         self.memory = memory
+        self._buffer = buffer
         self.valid_from = 0
         """Window rows before this position are blank: see :mod:`.window`."""
         self._scratch, self._holder = scratch_ids()
@@ -162,14 +163,14 @@ class SequenceState:
         return int(llama_cpp.llama_state_seq_get_size_ext(self.context.handle, sequence, flags))
 
     def _read(self, sequence: int, flags: int, headroom: int = 0) -> memoryview:
-        """The state of a sequence, behind ``headroom`` bytes, in new memory: that is copied to once, by llama.cpp."""
+        """The state of a sequence, behind ``headroom`` bytes: copied there once, by llama.cpp."""
         size = self._size(sequence, flags)
-        buffer = np.empty(headroom + size, dtype=np.uint8)
-        target = ctypes.cast(buffer.ctypes.data + headroom, _U8P)
+        buffer = self._buffer(headroom + size)
+        target = ctypes.cast(np.frombuffer(buffer, dtype=np.uint8).ctypes.data + headroom, _U8P)
         wrote = int(llama_cpp.llama_state_seq_get_data_ext(self.context.handle, target, size, sequence, flags))
         if wrote != size or size == 0:
             raise NativeError(f"{wrote} of {size} bytes captured")
-        return buffer.data
+        return buffer
 
     def _append(self, blob: memoryview, flags: int, sequence: int) -> None:
         with _muted() if self.memory.recurrent else contextlib.nullcontext():  # it has no cell for scratch, and says so
