@@ -58,6 +58,8 @@ class Binding(Lookup):
         self.others = remember(self.fingerprint, store)
         self.stored: Tokens = np.empty(0, dtype=np.int32)
         self.pieces: list[Piece] = []
+        self.looked_up = 0
+        """How often ``pieces`` became others than those before and what was captured behind them."""
         self.taken = 0
         """Blocks that the store took."""
 
@@ -77,6 +79,7 @@ class Binding(Lookup):
         """Note that the context now holds the first ``length`` tokens, from these stored pieces, and no logits."""
         self.held.hold(tokens, length)
         self.pieces = list(pieces)
+        self.looked_up += 1
         self.stored = tokens[: pieces[-1].end if pieces else 0].copy()
 
     def empty(self) -> None:

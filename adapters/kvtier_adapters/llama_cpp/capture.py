@@ -53,6 +53,7 @@ class Recorder:
             return True
         if common == 0 or common < len(to.stored):  # another conversation: how much of it is there already?
             to.pieces = next(to.prefixes(keys), [])
+            to.looked_up += 1
         start = to.pieces[-1].end if to.pieces else 0
         to.stored = tokens[:start]
         self._measure_window()

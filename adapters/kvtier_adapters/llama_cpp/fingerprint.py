@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -84,6 +85,10 @@ class Fingerprint:
 
     def digest(self) -> bytes:
         """32 bytes that identify the fingerprint."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> bytes:
         return blake2b(self.to_json(), digest_size=32, person=b"kvtier.model").digest()
 
     def to_json(self) -> bytes:

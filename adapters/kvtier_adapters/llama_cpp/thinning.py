@@ -30,18 +30,31 @@ class Thinner:
 
     def __init__(self, binding: Binding) -> None:
         self._to = binding
+        self._looked_up = -1
+        self._left_bytes = 0  # when the parts were last looked at
+        self._captured_bytes = 0
 
     def thin(self) -> None:
         """Raises what the store raises. The last checkpoint always stays."""
         to = self._to
+        captured = to.stats.checkpoint_bytes - self._captured_bytes
+        if self._looked_up == to.looked_up and self._left_bytes + captured <= to.options.checkpoint_bytes_max:
+            return
+        self._left_bytes = self._thin()
+        self._looked_up, self._captured_bytes = to.looked_up, to.stats.checkpoint_bytes
+
+    def _thin(self) -> int:
+        """How many bytes the checkpoints that stay take."""
+        to = self._to
         snapshots = [part for piece in to.pieces if (part := self._snapshot(piece))] if to.memory.snapshots else []
         windows = [self._window(piece) for piece in to.pieces] if to.ring.n_swa else []
         parts = [*snapshots, *(part for part in windows if part)]
-        if sum(part.nbytes for part in parts) <= to.options.checkpoint_bytes_max:
-            return
+        total = sum(part.nbytes for part in parts)
+        if total <= to.options.checkpoint_bytes_max:
+            return total
         ends = self._ends(snapshots, windows)
         if not ends:
-            return
+            return total
 
         def cost(positions: Sequence[int]) -> int:
             return sum(part.nbytes for part in parts if part.serves(positions))
@@ -55,6 +68,7 @@ class Thinner:
             [part if part and part.serves(kept) else None for part in windows],
         )
         to.stats.checkpoints_thinned += len(ends) - len(left)
+        return cost(kept)
 
     def _ends(self, snapshots: Sequence[_Part], windows: Sequence[_Part | None]) -> list[int]:
         """The positions that can be gone back to with these parts."""
