@@ -135,12 +135,12 @@ def reopen_direct(fd: int) -> int | None:
         return None
 
 
-def cached_bytes(fd: int, offset: int, length: int) -> int:
-    """How much of a range of the file the system's cache holds; 0 where it does not say (Linux before 6.5)."""
+def cached_bytes(fd: int, offset: int, length: int) -> int | None:
+    """How much of a range of the file the system's cache holds; None where it does not say (Linux before 6.5)."""
     found = (ctypes.c_uint64 * 5)()
     where = (ctypes.c_uint64 * 2)(offset, length)
     if _syscall is None or _syscall(_CACHESTAT, fd, where, found, 0) != 0:
-        return 0
+        return None
     return int(found[0]) * mmap.PAGESIZE
 
 

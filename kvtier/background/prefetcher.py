@@ -16,6 +16,7 @@ from operator import eq
 
 from kvtier.background.read_ahead import Bounds, Outcome, ReadAhead
 from kvtier.background.read_order import Batch, coalesce, reading_order, size_of
+from kvtier.direct import PAGE
 from kvtier.pool import BufferPool
 from kvtier.tiers.ram import OVERHEAD_BYTES, RamBlock
 from kvtier.tiers.reading import DiskReader, Located, Raw
@@ -26,7 +27,12 @@ _FIRST_READS = 8  # of the first one's size: as far ahead as that before the con
 
 def slabs(threads: int, coalesce_bytes_max: int) -> list[int]:
     """The sizes of what is in use at once when blocks pass through: being read, waiting, and at the consumer."""
-    return [coalesce_bytes_max] * (threads + 2)
+    return [_slab_bytes(coalesce_bytes_max)] * (threads + 2)
+
+
+def _slab_bytes(coalesce_bytes_max: int) -> int:
+    """For a batch and the rest of the pages that it begins and ends in."""
+    return coalesce_bytes_max + 2 * PAGE
 
 
 class Prefetcher:
@@ -88,7 +94,7 @@ class Prefetcher:
 
     def _slab(self, nbytes: int) -> memoryview:
         """Memory for a batch that passes through: of one size for all, so that any serves the next one."""
-        return self._buffers.take(max(nbytes, self._coalesce_bytes_max), is_brief=True)[:nbytes]
+        return self._buffers.take(max(nbytes, _slab_bytes(self._coalesce_bytes_max)), is_brief=True)[:nbytes]
 
     def _check(self, raw: Raw, keep: bool, prefetched: bool = False) -> list[Outcome]:
         outcomes = self._reader.blocks(raw)

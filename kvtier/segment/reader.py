@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from kvtier.direct import PAGE
 from kvtier.fs import FileSystem
 from kvtier.segment.format import FormatError, Place, RecordHead, RecordKind, RecordState, check_payload, unpack_head
 
@@ -119,6 +120,25 @@ def fetch_records(fs: FileSystem, fd: int, wanted: Sequence[tuple[Extent, Sequen
         buffers += [memoryview(head), *views]
         at = extent.end
     return Fetched(wanted, heads, start + fs.read_at(fd, buffers, start))
+
+
+def fetch_span(
+    fs: FileSystem, fd: int, extents: Sequence[Extent], memory: Callable[[int], memoryview]
+) -> tuple[Fetched, list[memoryview]]:
+    """As :func:`fetch_records`, but as records lie, whole pages, in one piece of ``memory``; and the payloads in it.
+
+    Where that memory is aligned to pages, the disk may write straight to it.
+    """
+    start = extents[0].offset // PAGE * PAGE
+    span = memory(-(-extents[-1].end // PAGE) * PAGE - start)
+    read = fs.read_at(fd, [span], start)
+    heads, payloads = [], []
+    for extent in extents:
+        at = extent.offset - start
+        heads.append(bytearray(span[at : at + extent.head_len]))
+        payloads.append(span[at + extent.head_len : extent.end - start])
+    wanted = [(extent, [payload]) for extent, payload in zip(extents, payloads, strict=True)]
+    return Fetched(wanted, heads, start + read), payloads
 
 
 def check_records(fetched: Fetched, store_id: bytes, tier_no: int) -> list[RecordHead | FormatError]:

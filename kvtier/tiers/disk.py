@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from kvtier.segment.format import (
     align_up,
 )
 from kvtier.segment.names import segment_name, segment_numbers
-from kvtier.segment.reader import Extent, Fetched, SegmentFiles, check_records, fetch_records
+from kvtier.segment.reader import Extent, Fetched, SegmentFiles, check_records, fetch_records, fetch_span
 from kvtier.segment.scanner import Found, scan
 from kvtier.segment.writer import Draft, SegmentWriter, Written
 from kvtier.tiers.budget import Budget
@@ -346,6 +346,13 @@ class DiskTier:
         """Read records that stand in one segment, in offset order, unchecked; see :func:`fetch_records`."""
         with self._files.lease(wanted[0][0].segment_no) as fd, self._turn:
             return fetch_records(self._fs, fd, wanted)
+
+    def fetch_span(
+        self, extents: Sequence[Extent], memory: Callable[[int], memoryview]
+    ) -> tuple[Fetched, list[memoryview]]:
+        """The same in one piece of memory; see :func:`kvtier.segment.reader.fetch_span`."""
+        with self._files.lease(extents[0].segment_no) as fd, self._turn:
+            return fetch_span(self._fs, fd, extents, memory)
 
     def records(self, segment_no: int, start: int, count_max: int) -> list[Found]:
         """The next records of a segment from an offset on, their heads checked. :class:`FormatError` if it is not this

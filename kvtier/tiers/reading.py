@@ -143,14 +143,17 @@ class DiskReader:
     def fetch(self, batch: Sequence[Located], memory: Memory | None = None) -> Raw:
         """Read blocks that stand in one segment, in offset order, with one read call; :meth:`blocks` checks them.
 
-        ``memory`` gives the bytes for all of them, which then lie one behind the other; else each gets its own.
+        ``memory`` gives the bytes for all of them, which then stay as they lie on disk; else each gets its own.
         """
+        tier, extents = batch[0].tier, [b.extent for b in batch]
         try:
             for block in batch:
                 block.tier.check_lengths(block.extent, block.entry.nbytes)
-            lengths = [b.content.stored_len for b in batch]
-            stored = list(map(self._memory, lengths)) if memory is None else list(split(memory(sum(lengths)), lengths))
-            fetched = batch[0].tier.fetch([(b.extent, [s]) for b, s in zip(batch, stored, strict=True)])
+            if memory is not None:
+                fetched, stored = tier.fetch_span(extents, memory)
+            else:
+                stored = [self._memory(extent.stored_len) for extent in extents]
+                fetched = tier.fetch([(extent, [s]) for extent, s in zip(extents, stored, strict=True)])
         except (OSError, FormatError) as e:
             return Raw(batch, [], e)
         return Raw(batch, stored, fetched)

@@ -12,6 +12,7 @@ import pytest
 
 from kvtier import Store, _platform, direct
 from kvtier.fs import OsFileSystem
+from kvtier.pool import BufferPool
 from tests.stores import KIB, MIB, config, names, tier, value_of
 from tests.stores import fill as stored
 
@@ -33,9 +34,10 @@ class _Disk:
         self._twins: set[int | None] = set()
         patch.setattr(_platform, "reopen_direct", self._reopened)
         patch.setattr(_platform, "preadv", self._read)
-        self.fs.expect_jumps(self.fd)
-        if self._twins == {None}:
+        twin = self._reopen(self.fd)
+        if twin is None:
             pytest.skip("the file system under the temporary folder has no direct reads")
+        os.close(twin)
 
     def forget(self) -> None:
         """Nothing of the file is in the cache any more."""
@@ -67,6 +69,15 @@ class _Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Disk]:
+    made = _Disk(tmp_path, monkeypatch)
+    made.fs.expect_jumps(made.fd)
+    yield made
+    made.fs.close(made.fd)
+
+
+@pytest.fixture
+def ssd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Disk]:
+    """Of which nothing is said."""
     made = _Disk(tmp_path, monkeypatch)
     yield made
     made.fs.close(made.fd)
@@ -117,6 +128,59 @@ def test_a_failing_disk_is_no_refusal(disk: _Disk) -> None:
     assert disk.direct != []
 
 
+def whole(disk: _Disk, skip: int = 0) -> memoryview:
+    """Aligned memory for all of the file, whole pages; ``skip``: from that byte of a page on."""
+    size = -(-len(disk.value) // direct.PAGE) * direct.PAGE
+    return BufferPool(0).take(size + skip)[skip:]
+
+
+def test_an_aligned_long_read_of_any_disk_is_direct_and_ends_with_the_file(ssd: _Disk) -> None:
+    ssd.forget()
+    memory = whole(ssd)
+    assert ssd.fs.read_at(ssd.fd, [memory], 0) == len(ssd.value)
+    assert memory[: len(ssd.value)] == ssd.value
+    assert ssd.direct == [len(ssd.value)]
+    assert ssd.fs.read_at(ssd.fd, [memory[: 1 << 20]], 1 << 20) == 1 << 20
+    assert memory[: 1 << 20] == ssd.value[1 << 20 : 2 << 20]
+    assert len(ssd.direct) == 2
+
+
+@pytest.mark.parametrize(("skip", "offset", "cut"), [(64, 0, 0), (0, 512, 0), (0, 0, 1), (0, 0, 2 << 20)])
+def test_other_reads_of_an_ssd_are_as_always(ssd: _Disk, skip: int, offset: int, cut: int) -> None:
+    ssd.forget()
+    memory = whole(ssd, skip)
+    memory = memory[: memory.nbytes - cut]
+    if cut < 1 << 20:
+        expected = ssd.value[offset:][: memory.nbytes]
+        assert ssd.fs.read_at(ssd.fd, [memory], offset) == len(expected)
+        assert memory[: len(expected)] == expected
+    else:
+        few = direct.LEAST_ALIGNED_BYTES - direct.PAGE
+        assert ssd.fs.read_at(ssd.fd, [memory[:few]], offset) == few
+    assert ssd.direct == []
+
+
+def test_an_ssd_of_which_the_cache_is_not_known_is_read_as_always(ssd: _Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    ssd.forget()
+    monkeypatch.setattr(_platform, "cached_bytes", lambda *_: None)
+    memory = whole(ssd)
+    assert ssd.fs.read_at(ssd.fd, [memory], 0) == len(ssd.value)
+    assert (ssd.direct, memory[: len(ssd.value)] == ssd.value) == ([], True)
+
+
+def test_aligned_direct_reads_that_are_short_or_refused_are_continued(ssd: _Disk) -> None:
+    ssd.forget()
+    ssd.allow = 512 * 1001
+    memory = whole(ssd)
+    assert ssd.fs.read_at(ssd.fd, [memory], 0) == len(ssd.value)
+    assert memory[: len(ssd.value)] == ssd.value
+    assert ssd.direct == [512 * 1001], "the rest is not aligned"
+    ssd.forget()
+    ssd.error = errno.EINVAL
+    assert ssd.fs.read_at(ssd.fd, [memory], 0) == len(ssd.value)
+    assert memory[: len(ssd.value)] == ssd.value
+
+
 def test_closing_gives_both_descriptors_back(tmp_path: Path) -> None:
     fs = OsFileSystem()
     before = os.listdir("/proc/self/fd")
@@ -127,8 +191,9 @@ def test_closing_gives_both_descriptors_back(tmp_path: Path) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
-@pytest.mark.parametrize("kind", ["hdd", "ssd"])
-def test_a_chain_on_a_hard_disk_is_read_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "keep"), [("hdd", True), ("ssd", True), ("ssd", False)])
+def test_chains_that_are_read_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, keep: bool) -> None:
+    """All of a hard disk; of others what passes through, which need not be copied."""
     reads: list[int] = []
     fill = direct.DirectReads.fill
 
@@ -153,5 +218,5 @@ def test_a_chain_on_a_hard_disk_is_read_so(tmp_path: Path, monkeypatch: pytest.M
             pytest.skip("the file system under the temporary folder has no direct reads")
         os.close(twin)
     with Store.open(c) as store:
-        assert [value_of(hit) for hit in store.get_many(keys)] == list(values.values())
-    assert (sum(reads) > len(keys) * 300 * KIB) == (kind == "hdd")
+        assert [value_of(hit) for hit in store.get_many(keys, keep=keep)] == list(values.values())
+    assert (sum(reads) > len(keys) * 300 * KIB) == (kind == "hdd" or not keep), reads
