@@ -201,14 +201,14 @@ def test_blocks_that_pass_through_stay_right_for_as_long_as_they_are_held(tmp_pa
 
 def test_buffers_of_blocks_that_passed_through_are_used_again(tmp_path: Path) -> None:
     keys = names(60)
-    limits = {"coalesce_bytes_max": 16 * KIB, "threads": 2}
+    limits = {"coalesce_bytes_max": 16 * KIB, "threads": 1}  # which lets go of a buffer before it takes another one
     with Store.open(config(tmp_path, prefetch=limits)) as store:
         fill(store, keys, 5000)
         seen = set()
         for hit in store.get_many(keys, keep=False):
             assert isinstance(hit, Hit)
             seen.add(id(hit.buffers[0].obj))
-        assert len(seen) <= 6  # 20 reads of three blocks
+        assert len(seen) <= 3  # 20 reads of three blocks
 
 
 def test_get_many_outlasts_eviction_and_stops_at_close(tmp_path: Path) -> None:
