@@ -1,8 +1,8 @@
 """Long documents and long jobs: killed at any time, they go on at the last checkpoint and end up the same.
 
 The programs of ``examples`` run as they are. To be killed at a definite point, they run in a process that sends itself
-SIGKILL as it writes a certain line of progress; once also from outside, in the middle of a batch, where that line is one
-that it does not pass.
+SIGKILL as it writes a certain line of progress; once also from outside, in the middle of a batch, and the line is one
+that they do not get past.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ pytestmark = [
 EXAMPLES = models.ROOT / "examples"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(models.ROOT), str(models.ROOT / "adapters")])}
 
-#: Runs a program, and sends it a signal as the line of progress that its second argument is the beginning of is written.
+#: Runs a program, and sends it a signal as the line of progress is written that begins with its second argument.
 STOPPED = """
 import os, runpy, signal, sys
 
