@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
