@@ -9,6 +9,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/nu
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Tests run in so many processes at once: each loads models of its own.
 JOBS ?= 2
+# In another order each time, but the same one wherever CI is set.
+ORDER := $(if $(CI),--randomly-seed=1)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench fuzz torture schema constraints clean
@@ -20,7 +22,7 @@ demo: $(VENV)/.demo-model  ## a real prompt survives kill -9: SmolLM2-135M; ARGS
 	$(BIN)/kvtier demo $(ARGS)
 
 test: lint $(VENV)/.test-models  ## every linter, type, import and behaviour check; ARGS="-k name" for pytest, JOBS=0 in one process
-	$(BIN)/python -m pytest tests bench --benchmark-disable --numprocesses $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest tests bench --benchmark-disable --numprocesses $(JOBS) $(ORDER) $(ARGS)
 
 lint: $(VENV)/.installed  ## ruff, mypy --strict, import rules
 	$(BIN)/ruff check .

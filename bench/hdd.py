@@ -132,11 +132,12 @@ def config_of(folder: Path, hdd: Path, shape: Shape, place: str) -> Config:
     return Config.from_dict({"store": store, "ram": {"bytes_max": 0}, "tier": tiers})
 
 
-def churned(config: Config, fs: FileSystem, shape: Shape) -> list[list[bytes]]:
+def churned(config: Config, fs: FileSystem, shape: Shape, *, background: bool = True) -> list[list[bytes]]:
     """Fill the store with conversations until the hard disk is full and half of its blocks were replaced; some chains
-    that are there as a whole, the oldest, the newest, and from between."""
+    that are there as a whole, the oldest, the newest, and from between. Without ``background`` what is written together
+    does not depend on how fast anything is."""
     made: list[list[bytes]] = []
-    with Store.open(config, fs=fs) as store:
+    with Store.open(config, fs=fs, background=background) as store:
         full_at = target = 0
         there = Explanation(BlockState.STORED, "hdd")
         for chain in _conversations(store, shape):

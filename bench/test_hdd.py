@@ -49,7 +49,7 @@ def test_a_chain_needs_few_reads_after_churn(tmp_path: Path, place: str) -> None
     """Half of the blocks were replaced; a chain of three turns has the gaps that these left at most."""
     disk = ModelledDisk(tmp_path / "disk")
     config = hdd.config_of(tmp_path / "store", tmp_path / "disk" / "tier", SMALL, place)
-    for chain in hdd.churned(config, disk, SMALL):
+    for chain in hdd.churned(config, disk, SMALL, background=False):
         before = disk.seeks, disk.bytes_read
         with Store.open(config, fs=disk, read_only=True) as store:
             assert all(isinstance(hit, Hit) for hit in store.get_many(chain, keep=False))

@@ -27,8 +27,9 @@ class Reads:
 
     def get(self, wanted: Wanted) -> Hit | Miss:
         found = self._front.find(wanted)
-        if found is None and self._back is not None and self._back.prefetching.wait_for(wanted.block_id):
-            found = self._front.find(wanted)
+        if found is None and self._back is not None:
+            self._back.prefetching.wait_for(wanted.block_id)
+            found = self._front.find(wanted)  # also if there was nothing to wait for: it may have come just before that
         if found is not None or self._back is None:
             return self._in_memory(wanted, found)
         located = self._back.locate([wanted])[0]
@@ -65,13 +66,13 @@ class Reads:
             yield from self._get_some(wanted[at : at + _LOCATE_AT_ONCE], wanted[-1], keep)
 
     def _get_some(self, wanted: Sequence[Wanted], last: Wanted, keep: bool) -> Iterator[Hit | Miss]:
-        found = self._front.find_many(wanted, use=True)
         back = self._back
+        coming = back.prefetching.coming(w.block_id for w in wanted) if back is not None else set()  # may be there now
+        found = self._front.find_many(wanted, use=True)
         if back is None:
             yield from (self._in_memory(w, f) for w, f in zip(wanted, found, strict=True))
             return
         missing = [w for w, f in zip(wanted, found, strict=True) if f is None]
-        coming = {w.block_id for w in missing if back.prefetching.is_coming(w.block_id)}
         located = back.locate([w for w in missing if w.block_id not in coming])
         places = iter(located)
         on_disk = [p for p in located if isinstance(p, Located)]

@@ -165,6 +165,10 @@ class Prefetcher:
         future = self._flying.get(block_id)
         return future is not None and future.running()
 
+    def flying(self, block_ids: Iterable[int]) -> set[int]:
+        """Those of the blocks that are being read."""
+        return {b for b in block_ids if self.is_flying(b)} if self._flying else set()
+
     def wait_for(self, block_id: int) -> bool:
         """If the block is being read, wait until it came (or failed to) and return True."""
         future = self._flying.get(block_id)

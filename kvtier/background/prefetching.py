@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from kvtier.background.prefetcher import Prefetcher
@@ -50,9 +50,9 @@ class Prefetching:
         self._signals.count("prefetch_cancelled", dropped)
         return dropped
 
-    def is_coming(self, block_id: int) -> bool:
-        """Whether the block is being read."""
-        return self._prefetcher.is_flying(block_id)
+    def coming(self, block_ids: Iterable[int]) -> set[int]:
+        """Those of the blocks that are being read."""
+        return self._prefetcher.flying(block_ids)
 
     def wait_for(self, block_id: int) -> bool:
         """If the block is being read, wait for it."""

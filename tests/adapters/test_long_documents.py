@@ -1,7 +1,8 @@
 """Long documents and long jobs: killed at any time, they go on at the last checkpoint and end up the same.
 
 The programs of ``examples`` run as they are. To be killed at a definite point, they run in a process that sends itself
-SIGKILL as it writes a certain line of progress; once also from outside, in the middle of a batch.
+SIGKILL as it writes a certain line of progress; once also from outside, in the middle of a batch, and the line is one
+that they do not get past.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ pytestmark = [
 EXAMPLES = models.ROOT / "examples"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(models.ROOT), str(models.ROOT / "adapters")])}
 
-#: Runs a program, and kills it as the line of progress that its first argument is the beginning of is written.
-KILLED = """
+#: Runs a program, and sends it a signal as the line of progress is written that begins with its second argument.
+STOPPED = """
 import os, runpy, signal, sys
 
 class Stderr:
-    def write(self, text, line=sys.argv[1], to=sys.stderr):
+    def write(self, text, number=int(sys.argv[1]), line=sys.argv[2], to=sys.stderr):
         to.write(text)
         if text.startswith(line):
             to.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
     def flush(self, to=sys.stderr):
         to.flush()
 
 sys.stderr = Stderr()
-sys.argv = sys.argv[2:]
+sys.argv = sys.argv[3:]
 sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -93,9 +94,14 @@ class Ran(NamedTuple):
         return [(line["done"], line["restored"]) for line in self.progress if line.get("reading") == what]
 
 
+def stopped(command: Sequence[object], number: signal.Signals, at: dict[str, Any]) -> list[object]:
+    """The program, which gets a signal at the line of progress that begins with ``at``."""
+    return ["-c", STOPPED, int(number), json.dumps(at)[:-1] + ",", *command]
+
+
 def run(command: Sequence[object], kill_at: dict[str, Any] | None = None) -> Ran:
     """Run a program to its end, or to the line of progress that begins with ``kill_at``."""
-    starts = ["-c", KILLED, json.dumps(kill_at)[:-1] + ",", *command] if kill_at else command
+    starts = stopped(command, signal.SIGKILL, kill_at) if kill_at else command
     done = subprocess.run(
         [sys.executable, *map(str, starts)],
         cwd=models.ROOT,
@@ -158,9 +164,11 @@ def test_a_document_is_gone_on_with_after_every_kill(document: Document, tmp_pat
 
 @pytest.mark.parametrize("document", [SMOL], indirect=True, ids=str)  # slow enough to be hit
 def test_a_kill_in_the_middle_of_a_batch_costs_that_segment(document: Document, tmp_path: Path) -> None:
-    command, name = [sys.executable, *map(str, document.command(tmp_path))], document.file.name
+    command, steps, name = document.command(tmp_path), document.steps, document.file.name
+    here_at_last = {"reading": name, "tokens": steps[-1], "done": steps[-2]}
+    starts = [sys.executable, *map(str, stopped(command, signal.SIGSTOP, here_at_last))]
     with subprocess.Popen(
-        command, cwd=models.ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8"
+        starts, cwd=models.ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8"
     ) as process:
         assert process.stderr is not None
         seen = json.loads(process.stderr.readline())
@@ -169,11 +177,11 @@ def test_a_kill_in_the_middle_of_a_batch_costs_that_segment(document: Document, 
         process.kill()
         seen = [seen, *map(json.loads, process.stderr)][-1]  # it may have come further meanwhile
     assert process.returncode == -signal.SIGKILL
-    again = run(command[1:])
+    again = run(command)
     restored = again.reading(name)[0][1]
-    assert restored in document.steps
+    assert restored in steps
     assert restored >= seen["done"]
-    assert again.reading(name) == [(done, restored) for done in document.steps if done >= restored]
+    assert again.reading(name) == [(done, restored) for done in steps if done >= restored]
     assert again.evaluated == document.uninterrupted.evaluated - restored
     assert again.out == document.uninterrupted.out
 

@@ -169,13 +169,17 @@ def test_a_count_beyond_all_reason_is_refused_at_once(offset: int) -> None:
 def test_no_memory_is_taken_for_a_count_that_the_blob_does_not_hold(offset: int, count: int) -> None:
     data = memoryview(bytearray(blob(Rows([0]), NO_ROWS)))
     struct.pack_into("=I", data, offset, count)
-    tracemalloc.start()
-    try:
-        with pytest.raises(StateLayoutError):
-            check_rows(data, Layout(2), 0, 1)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 14
-    finally:
-        tracemalloc.stop()
+
+    def peak_bytes() -> int:
+        tracemalloc.start()
+        try:
+            with pytest.raises(StateLayoutError):
+                check_rows(data, Layout(2), 0, 1)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert min(peak_bytes() for _ in range(3)) < 1 << 14  # whatever other threads take at one of these moments
 
 
 def test_cells_must_agree_on_their_number_of_sequences() -> None:

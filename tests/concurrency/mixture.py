@@ -14,8 +14,8 @@ from tests.stores import KIB, MIB, config, names, noise, tier, value_of
 
 KEYS = names(60)
 #: Each key's values have one size, so that ``get_into`` can be used whatever the version.
-SIZES = {key: 300 + 997 * i for i, key in enumerate(KEYS)}
-_POOL = noise("pool", MIB + 64 * KIB)
+SIZES = {key: 500 + 1600 * i for i, key in enumerate(KEYS)}
+_POOL = noise("pool", MIB + 96 * KIB)
 
 
 def value(key: bytes, version: int) -> bytes:
@@ -102,15 +102,15 @@ def work(store: Store, versions: Versions, seed: int, rounds: int, *, pins: bool
     return hits
 
 
-def small(folder: Path, codec: str = "none", ram: int = 256 * KIB, top_bytes: int = MIB) -> Config:
-    """Less room on each level than the blocks need (1.8 MiB), so that everything moves all the time. ``top_bytes``
-    counts the index."""
+def small(folder: Path, codec: str = "none", ram: int = 256 * KIB) -> Config:
+    """Less room than the blocks need (2.8 MiB), so that everything moves all the time. The index counts in the upper
+    tier, and has room there to grow by more than a megabyte while readers wait for a processor."""
     return config(
         folder,
-        tier("t0", bytes_max=top_bytes, segment_bytes=256 * KIB),
+        tier("t0", bytes_max=2 * MIB, segment_bytes=256 * KIB),
         tier("t1", bytes_max=768 * KIB, segment_bytes=256 * KIB, codec=codec),
         ram=ram,
         queue=256 * KIB,
-        value_bytes_max=64 * KIB,
+        value_bytes_max=96 * KIB,
         prefetch={"bytes_max": 128 * KIB, "coalesce_bytes_max": 64 * KIB, "threads": 4},
     )

@@ -60,8 +60,8 @@ class Mount:
         self._pipe.recv()
 
     def lose(self) -> Loss:
-        """Unmount; what was not synced is lost, and the machine comes up anew."""
-        subprocess.run(["umount", str(self.folder)], check=True)
+        """Unmount, once nobody uses it any more; what was not synced is lost, and the machine comes up anew."""
+        subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
         loss = self._pipe.recv()
         self._process.join()
         assert isinstance(loss, Loss)

@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--executions", type=int, help="no more than these, if there is time for them")
     options = parser.parse_args()
     with atheris.instrument_imports(include=["kvtier", "kvtier_adapters", "tomllib", "tomli"]):
         target = load(options.parser)
@@ -69,6 +70,7 @@ def main() -> None:
     fuzzer = Fuzzer(target, Outcome(options.parser, is_guided=True))
     flags = {
         "max_total_time": max(1, options.seconds),
+        "runs": options.executions or -1,
         "seed": options.seed or 1,
         "max_len": max(INPUT_BYTES_MAX, *map(len, corpus(options.parser))),
         "timeout": _SECONDS_MAX,

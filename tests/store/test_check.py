@@ -6,7 +6,6 @@ import errno
 import itertools
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from kvtier.fs import OsFileSystem
 from kvtier.segment.format import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES, STATE_OFFSET, RecordKind, RecordState
 from kvtier.testing.faulty_fs import Call, FaultyFileSystem
 from kvtier.tiers.reading import Located
+from tests.concurrency.processes import running
 from tests.stores import KIB, config, fill, flip, names, noise, segments, settle, tier, value_of
 
 KEYS = names(12)
@@ -163,42 +163,40 @@ def test_an_encrypted_store_needs_no_keys_to_be_verified(tmp_path: Path) -> None
         assert sum(bool(store.get(key)) for key in values) == len(KEYS) - 1
 
 
+#: Flushes as often as it is told, line by line.
 WRITER = """
 import sys
 from pathlib import Path
 from tests.stores import KIB, config, noise, tier
 from kvtier import Store
 
-settings = config(Path(sys.argv[1]), tier(bytes_max=1 << 20, segment_bytes=80 * KIB), value_bytes_max=64 * KIB)
+settings = config(Path(sys.argv[1]), tier(bytes_max=3 << 20, segment_bytes=80 * KIB), value_bytes_max=64 * KIB)
 with Store.open(settings) as store:
     number = 0
-    while not Path(sys.argv[2]).exists():
-        for _ in range(10):
-            store.put(b"k%d" % (number % 60), noise(number // 3, 20 * KIB))
-            number += 1
-        store.delete(b"k%d" % ((number + 7) % 60))
-        store.flush()
-        if number == 100:
-            print("busy", flush=True)
+    for line in sys.stdin:
+        for _ in range(int(line)):
+            for _ in range(10):
+                store.put(b"k%d" % (number % 180), noise(number // 3, 20 * KIB))
+                number += 1
+            store.delete(b"k%d" % ((number + 7) % 180))
+            store.flush()
+        print("written", flush=True)
 """
 
 
 def test_while_another_process_writes(tmp_path: Path) -> None:
     """Blocks are overwritten, evicted and deleted, and segments dropped, all the time."""
-    stop = tmp_path / "stop"
-    command = [sys.executable, "-c", WRITER, str(tmp_path), str(stop)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout is not None
-        try:
-            assert writer.stdout.readline() == "busy\n"
-            reports = [verify(tmp_path / "store") for _ in range(10)]
-            with pytest.raises(StoreLocked):
-                repair(tmp_path / "store")
-            with pytest.raises(StoreLocked):
-                rebuild_index(tmp_path / "store")
-        finally:
-            stop.touch()
-    assert writer.returncode == 0
+    with running(WRITER, tmp_path) as writer:
+        assert writer.ask("20") == "written"
+        reports = []
+        for _ in range(10):
+            writer.tell("8")  # no more: the index, which counts in the tier, grows while a look at it goes on
+            reports.append(verify(tmp_path / "store"))
+            for refused in (repair, rebuild_index):
+                with pytest.raises(StoreLocked):
+                    refused(tmp_path / "store")
+            assert writer.line() == "written"
+        assert writer.end() == 0
     assert [r.findings for r in reports] == [[]] * 10
     assert min(r.blocks for r in reports) > 10
     assert verify(tmp_path / "store").is_sound

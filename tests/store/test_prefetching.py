@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,6 +132,31 @@ def test_a_read_takes_over_what_waits_to_be_read(tmp_path: Path, fs: FaultyFileS
         arrive(store, KEYS[:1])
         found = store.stats().prefetch
         assert (found.loaded, found.late) == (1, 7)
+
+
+@pytest.mark.parametrize("how", ["get", "get_many"])
+def test_what_comes_while_memory_is_looked_through_is_not_read_again(
+    tmp_path: Path, fs: FaultyFileSystem, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    with reopened(tmp_path, fs) as store, ExitStack() as reading:
+        begun = reading.enter_context(held(fs))
+        assert store.prefetch(KEYS[:1]) == 1
+        assert begun.wait(60)
+        name = "find" if how == "get" else "find_many"
+        find = getattr(store._front, name)
+
+        def found_before_it_came(*args: Any, **options: Any) -> Any:
+            monkeypatch.undo()
+            found = find(*args, **options)
+            reading.close()
+            arrive(store, KEYS[:1])
+            return found
+
+        monkeypatch.setattr(store._front, name, found_before_it_came)
+        hit = store.get(KEYS[0]) if how == "get" else next(store.get_many(KEYS[:1]))
+        assert isinstance(hit, Hit)
+        assert hit.tier == "ram"
+        assert store.stats().tiers[0].bytes_read < 2 * SIZE
 
 
 def test_a_policy_of_ones_own_that_fails_is_given_up(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_a_mutable_buffer_is_the_callers_again_after_put(tmp_path: Path) -> None
 
 def test_buffers_of_any_type_and_shape_are_their_bytes(tmp_path: Path) -> None:
     numbers: Any = memoryview(bytearray(24)).cast("f", (2, 3))
-    with Store.open(config(tmp_path)) as store:
+    with Store.open(config(tmp_path), background=False) as store:
         store.put(b"k", numbers)
         assert value_of(store.get(b"k")) == bytes(24)
         into: Any = memoryview(bytearray(b"?" * 24)).cast("d")

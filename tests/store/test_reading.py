@@ -209,14 +209,14 @@ def test_buffers_of_blocks_that_passed_through_are_used_again(tmp_path: Path, mo
 
     monkeypatch.setattr(pool, "_new", counted)
     keys = names(60)
-    limits = {"coalesce_bytes_max": 256 * KIB, "threads": 2}
+    limits = {"coalesce_bytes_max": 256 * KIB, "threads": 1}  # which lets go of a buffer before it takes another one
     with Store.open(config(tmp_path, prefetch=limits)) as store:
         fill(store, keys, 80 * KIB)
         made.clear()
         for hit in store.get_many(keys, keep=False):
             assert isinstance(hit, Hit)
             del hit
-        assert len(made) <= 6  # 20 reads of three blocks
+        assert len(made) <= 3 + 3  # for 20 reads of three blocks; those that are made ahead may come too late
 
 
 def test_get_many_outlasts_eviction_and_stops_at_close(tmp_path: Path) -> None:

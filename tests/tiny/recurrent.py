@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from tests.tiny import layers
-from tests.tiny.writer import EMBD, FF, Tensors, Writer
+from tests.tiny.writer import EMBD, FF, HEAD, Tensors, Writer
 
-#: As all published models have it. With AVX-512, llama.cpp's kernel for RWKV 7 writes past the end of smaller heads.
-_RWKV_HEAD = 64
+_WKV_HEAD = 64  # of wkv7, llama.cpp writes past the end of a smaller one where the processor has AVX-512
 
 
 def mamba(seed: str) -> Writer:
@@ -34,7 +33,7 @@ def mamba2(seed: str) -> Writer:
 def rwkv6(seed: str) -> Writer:
     w = Writer("rwkv6", seed, layers=4)
     rank = 16
-    w.set({"wkv.head_size": _RWKV_HEAD, "time_mix_extra_dim": rank, "time_decay_extra_dim": rank})
+    w.set({"wkv.head_size": HEAD, "time_mix_extra_dim": rank, "time_decay_extra_dim": rank})
     _rwkv_ends(w)
     for _, b in w.blocks():
         _rwkv_common(b)
@@ -42,7 +41,7 @@ def rwkv6(seed: str) -> Writer:
         b.normal("time_mix_w2.weight", rank, EMBD, 5, gain=0.5)
         b.uniform("time_mix_lerp_x.weight", 0.0, 1.0, EMBD, 1, 1)
         b.uniform("time_mix_lerp_fused.weight", 0.0, 1.0, EMBD, 1, 1, 5)
-        b.uniform("time_mix_first.weight", 0.0, 1.0, _RWKV_HEAD, EMBD // _RWKV_HEAD)
+        b.uniform("time_mix_first.weight", 0.0, 1.0, HEAD, EMBD // HEAD)
         b.uniform("time_mix_decay.weight", -7.0, -4.0, EMBD)
         b.normal("time_mix_decay_w1.weight", EMBD, rank)
         b.normal("time_mix_decay_w2.weight", rank, EMBD, gain=0.5)
@@ -56,7 +55,7 @@ def rwkv7(seed: str) -> Writer:
     w = Writer("rwkv7", seed, layers=4)
     rank = 16
     names = {"decay": "w", "iclr": "a", "value_residual_mix": "v", "gate": "g"}
-    w.set({"wkv.head_size": _RWKV_HEAD, **{f"attention.{name}_lora_rank": rank for name in names}})
+    w.set({"wkv.head_size": _WKV_HEAD, **{f"attention.{name}_lora_rank": rank for name in names}})
     _rwkv_ends(w)
     for _, b in w.blocks():
         _rwkv_common(b)

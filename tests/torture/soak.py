@@ -26,8 +26,6 @@ _THREADS, _OPERATIONS, _REOPEN_EVERY = 4, 200, 10
 ROUNDS_MIN = 30
 #: How much the highest sample of the last third may exceed that of the second: memory is given back in large pieces,
 #: and there is a descriptor for each segment.
-#: Room for the index too, which readers that have to wait for a processor make grow.
-TOP_BYTES = 2 * MIB
 _MAY_GROW = {"rss_bytes": 8 * MIB, "descriptors": 8, "threads": 0, "disk_bytes": MIB}
 
 Sample = dict[str, int]
@@ -47,7 +45,7 @@ def live(folder: Path, seed: int, seconds: float, rounds: int) -> None:
     """Many threads' work in short rounds; every tenth opens the store anew."""
     versions, until, number = Versions(), time.monotonic() + seconds, 0
     while number < rounds or time.monotonic() < until:
-        with Store.open(small(folder, top_bytes=TOP_BYTES)) as store:
+        with Store.open(small(folder)) as store:
             for _ in range(_REOPEN_EVERY):
                 seeds = range(seed + number * _THREADS, seed + (number + 1) * _THREADS)
                 with ThreadPoolExecutor(_THREADS) as pool:

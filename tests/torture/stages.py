@@ -21,7 +21,7 @@ from tests.crash.kills import kill_again_and_again
 from tests.crash.operations import LOW_BYTES
 from tests.crash.power import LOST, lose_power, run_until
 from tests.crash.victim import Manner
-from tests.faults import power, syscalls
+from tests.faults import syscalls
 from tests.faults.needs import why_no_fuse, why_no_strace
 from tests.property.store_machine import StoreMachine
 from tests.torture.calls import faults, run_fault
@@ -122,6 +122,8 @@ def _syscall_faults() -> list[tuple[str, str, int]]:
 
 
 def run_lossy(case: Case) -> Counter[str]:
+    from tests.faults import power  # needs libfuse, which the others do not
+
     result = power.run_seed(case.seed)
     assert result.failure is None, f"{result}"
     deaths = [result.died_in, result.recovery_died_in]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +40,11 @@ def test_kills_of_an_encrypted_store_that_compacts(capsys: pytest.CaptureFixture
 def test_every_stage_has_a_short_form() -> None:
     elsewhere = {"kills", "machine", "soak", "syscalls", "lossy"}
     assert {stage.name for stage in STAGES if stage.why_not() is None} <= SEEDS.keys() | elsewhere
+
+
+def test_the_stages_do_without_libfuse() -> None:
+    code = "import sys; sys.modules['mfusepy'] = None; import tests.torture.stages"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
 
 
 # -- simulation --------------------------------------------------------------------------------------

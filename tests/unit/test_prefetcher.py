@@ -189,17 +189,21 @@ def test_an_abandoned_consumer_harms_nobody(make: Any) -> None:
 # -- prefetching -------------------------------------------------------------------------------------
 
 
-def test_requests_are_brought_in_order_and_waited_for(make: Any) -> None:
+def test_requests_are_brought_in_order_and_waited_for(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     b = make(open=False)
     assert b.fetcher.request(row(5), ROOM) == 5
     assert b.fetcher.is_flying(5)
     assert not b.fetcher.wait_for(99)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(b.fetcher.wait_for, 5)
-        assert b.reader.arrived.acquire(timeout=60)
-        assert not waiting.done()
+    last = b.fetcher._flying[5]
+    wait = last.result
+
+    def begin_to_wait() -> None:
+        assert b.delivered == []
         b.reader.gate.set()
-        assert waiting.result(60)
+        wait(60)
+
+    monkeypatch.setattr(last, "result", begin_to_wait)
+    assert b.fetcher.wait_for(5)
     assert b.delivered == [(i, True) for i in range(1, 6)]
     assert not b.fetcher.is_flying(5)
     assert not b.fetcher.wait_for(5)
@@ -223,10 +227,11 @@ def test_bytes_in_flight_are_bounded(make: Any) -> None:
         assert b.reader.arrived.acquire(timeout=60)
     assert len(b.reader.asked) == 2  # of 1000 bytes each, though eight threads are idle
     assert b.fetcher._flying_bytes == 2000
-    last = b.fetcher._flying[10]
+    coming = list(b.fetcher._flying.values())
     b.reader.gate.set()
-    last.result(60)
-    assert len(b.delivered) == 10
+    for future in coming:
+        future.result(60)
+    assert sorted(b.delivered) == [(i, True) for i in range(1, 11)]
 
 
 def test_closing_gives_up_what_has_not_begun(make: Any) -> None:
