@@ -29,7 +29,7 @@ def peers(figures: Mapping[str, Any]) -> Lines:
         yield f"Not measured: {lmcache['missing']}."
     else:
         yield from table(
-            ["`--l2-adapter`", "store", "load, warm", "load, cold", "loads are checked", "a store is durable"],
+            ["`--l2-adapter`", "store", "load, warm", "load, cold", "checked on read", "a store survives"],
             [_lmcache_row(row) for row in lmcache["rows"]],
         )
     yield from ("", "What kvtier's rate is, divided by that of others that do the same (goal: at least 1):", "")
@@ -54,10 +54,12 @@ def _row(row: Mapping[str, Any]) -> list[str]:
 def _lmcache_row(row: Mapping[str, Any]) -> list[str]:
     if row["missing"]:
         return [row["name"], f"left out: {row['missing']}", "", "", "", ""]
-    return [row["name"], *(_rate(row[key]) for key in ("store", "warm", "cold")), *(_YES[row[k]] for k in _SAYS)]
-
-
-_SAYS = ("checks", "durable")
+    return [
+        row["name"],
+        *(_rate(row[key]) for key in ("store", "warm", "cold")),
+        _YES[row["checks"]],
+        row["acknowledged"],
+    ]
 
 
 def _rate(figure: Mapping[str, float] | None) -> str:

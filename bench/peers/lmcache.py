@@ -13,11 +13,12 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.measure import spread
 from bench.peers.fleet import Left
-from bench.peers.peer import sync_files
+from bench.peers.peer import Survives, sync_files
+from bench.peers.registry import Kind
 from kvtier_adapters.llama_cpp.demo import page_cache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,13 +41,21 @@ def _native(folder: Path, **more: object) -> dict[str, Any]:
     return {"type": "fs_native", "base_path": str(folder), **more}
 
 
-#: What is put behind ``--l2-adapter``, for a folder; whether a load is checked; whether a store is durable.
-ADAPTERS: dict[str, tuple[Spec, bool, bool]] = {
-    OURS: (_plugin, True, False),
-    "kvtier, `durable`": (lambda folder: _plugin(folder, durable=True), True, True),
-    "fs": (lambda folder: {"type": "fs", "base_path": str(folder)}, False, False),
-    "fs_native": (_native, False, False),
-    "fs_native, `O_DIRECT`": (lambda folder: _native(folder, use_odirect=True), False, False),
+class Adapter(NamedTuple):
+    """``spec``: what is put behind ``--l2-adapter``. The others are as in :class:`bench.peers.peer.Facts`."""
+
+    kind: Kind
+    spec: Spec
+    checks: bool
+    acknowledged: Survives
+
+
+ADAPTERS = {
+    OURS: Adapter("ours", _plugin, True, "nothing"),
+    "kvtier, `durable`": Adapter("ours", lambda folder: _plugin(folder, durable=True), True, "a power loss"),
+    "fs": Adapter("peer", lambda folder: {"type": "fs", "base_path": str(folder)}, False, "a kill"),
+    "fs_native": Adapter("peer", _native, False, "a kill"),
+    "fs_native, `O_DIRECT`": Adapter("peer", lambda folder: _native(folder, use_odirect=True), False, "a kill"),
 }
 
 
@@ -64,14 +73,15 @@ def measure(
             if name not in missing:
                 say(f"{name}, {number + 1} of {repeats}")
                 try:
-                    _sample(ADAPTERS[name][0], keys, block_bytes, samples[name], means)
+                    _sample(ADAPTERS[name].spec, keys, block_bytes, samples[name], means)
                 except Left as e:
                     missing[name] = str(e)
     rows = [
         {
             "name": name,
-            "checks": ADAPTERS[name][1],
-            "durable": ADAPTERS[name][2],
+            "kind": ADAPTERS[name].kind,
+            "checks": ADAPTERS[name].checks,
+            "acknowledged": ADAPTERS[name].acknowledged,
             "missing": missing.get(name),
             **{what: spread(rates) if rates else None for what, rates in samples[name].items()},
         }

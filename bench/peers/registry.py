@@ -11,12 +11,13 @@ Kind = Literal["ours", "peer", "limit"]
 
 
 class Entry(NamedTuple):
-    """``module``: in this package. ``loads_only``: its stores are those of another entry."""
+    """``module``: in this package. ``loads_only``: its stores are another entry's. ``in_memory``: it has no disk."""
 
     module: str
     name: str
     kind: Kind = "peer"
     loads_only: bool = False
+    in_memory: bool = False
 
     def make(self) -> Peer:
         """Raises ``ImportError`` if its package is not installed."""
@@ -37,5 +38,5 @@ ENTRIES = {
     "SQLite, rollback journal": Entry("sqlite_blobs", "SqliteJournal"),
     "one file": Entry("limits", "OneFile", "limit"),
     "one file, `O_DIRECT`": Entry("limits", "OneDirectFile", "limit"),
-    "memcpy": Entry("limits", "Memcpy", "limit"),
+    "memcpy": Entry("limits", "Memcpy", "limit", in_memory=True),
 }
