@@ -22,6 +22,7 @@ from bench.peers.fleet import Child, Fleet, Left
 from bench.peers.peer import Peer
 from bench.peers.registry import ENTRIES, OURS
 from bench.peers.worker import Worker
+from tests.faults.needs import why_no_strace
 
 NBYTES = 1 << 16
 ALL = pytest.mark.parametrize("name", ENTRIES)
@@ -174,6 +175,40 @@ def test_what_survives_a_kill(name: str, tmp_path: Path) -> None:
     else:
         assert loaded(peer, b"0.0") == expected
     peer.close()
+
+
+_SYNC = """
+import os, sys
+from pathlib import Path
+from bench.test_peers import ENTRIES, block
+peer = ENTRIES[sys.argv[1]].make()
+peer.open(Path(sys.argv[2]))
+os.access("/stored-from-here", os.F_OK)
+peer.store(b"0.0", block(7))
+peer.end()
+peer.sync()
+os.access("/durable-here", os.F_OK)
+peer.close()
+"""
+
+
+@pytest.mark.parametrize("name", [n for n in ENTRIES if "Memcpy" not in ENTRIES[n]])
+def test_what_is_called_durable_was_synced(name: str, tmp_path: Path) -> None:
+    if not made(name).facts.durable:
+        pytest.skip(f"{name} is not durable, and says so")
+    if why := why_no_strace():
+        pytest.skip(why)
+    folder, trace = tmp_path / "blocks", tmp_path / "trace"
+    folder.mkdir()
+    tracing = ["strace", "-f", "-e", "trace=fsync,fdatasync,access,faccessat,faccessat2", "-o", str(trace)]
+    command = [*tracing, sys.executable, "-c", _SYNC, name, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if "O_DIRECT" in done.stderr or "Invalid argument" in done.stderr:
+        pytest.skip(f"no direct I/O here: {done.stderr[-200:]}")
+    assert done.returncode == 0, done.stderr
+    between = trace.read_text(encoding="utf-8").partition("/stored-from-here")[2].partition("/durable-here")[0]
+    assert between
+    assert "fsync(" in between or "fdatasync(" in between
 
 
 # -- their processes ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kvtier import ConfigError, LimitError, StoreLocked
+from kvtier import ConfigError, LimitError, PutOutcome, StoreLocked
 from tests.stores import KIB, MIB
 
 os.environ.update(LMCACHE_TRACK_USAGE="false", LMCACHE_DISABLE_BANNER="1", LMCACHE_LOG_LEVEL="ERROR")
@@ -241,6 +241,13 @@ def test_a_failed_store_says_so_and_the_next_one_works(adapter: Any, monkeypatch
     assert store(adapter, [KEY], memory(1)).is_successful()
 
 
+def test_a_full_queue_that_skips_is_a_failed_store(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = adapter._store.put
+    outcomes = iter([PutOutcome.QUEUED, PutOutcome.SKIPPED])
+    monkeypatch.setattr(adapter._store, "put", lambda *a, **k: put(*a, **k) and next(outcomes))
+    assert not store(adapter, data.make_object_keys(2), memory(2)).is_successful()
+
+
 def test_memory_that_cannot_be_reached_fails_its_task_only(adapter: Any) -> None:
     class Elsewhere:
         @property
@@ -338,6 +345,7 @@ def test_close_waits_for_memory_in_use_and_lets_the_store_go(opened: Callable[..
     assert blocking.asked.wait(WAIT_S)
     closing = threading.Thread(target=adapter.close)
     closing.start()
+    closing.join(0.5)  # one that did not wait would be done by then
     assert closing.is_alive()
     blocking.free.set()
     closing.join(WAIT_S)

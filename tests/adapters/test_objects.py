@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvtier import Config, FlushError, LimitError, Store
@@ -73,11 +73,12 @@ def test_a_key_tells_nothing_to_who_has_not_the_store(objects: Objects, in_ram: 
 
 
 @given(st.lists(owners, unique=True, max_size=6))
+@example(["@", "@" * 65, "@" + "a" * 63, "a" * 64, "a" * 65])
 def test_owners_have_namespaces_of_their_own(many: list[str]) -> None:
     found = [namespace_of(owner) for owner in many]
     assert len(set(found)) == len(many)
-    assert all(len(namespace) <= 64 for namespace in found)
     hashed = [owner.startswith("@") or len(owner.encode()) > 64 for owner in many]
+    assert [len(n) for n in found] == [33 if h else len(o.encode()) for h, o in zip(hashed, many, strict=True)]
     assert [owner_of(n) for n in found] == [None if h else o for o, h in zip(many, hashed, strict=True)]
 
 
