@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rocksdict import DBCompressionType, Options, Rdict, WriteOptions
 
@@ -28,7 +29,7 @@ class Rocks(Peer):
         options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
         options.set_max_background_jobs(2)
         self._db = Rdict(str(folder / "db"), options)
-        writing = WriteOptions()
+        writing: Any = WriteOptions()  # its stubs take this property for a method
         writing.disable_wal = True
         self._db.set_write_options(writing)
 
