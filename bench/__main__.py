@@ -36,6 +36,7 @@ from bench import (
     warm_ttft,
 )
 from bench.measure import Suite, machine
+from bench.peers import suite as peers
 
 SUITES: dict[str, Suite] = {
     "warm_ttft": warm_ttft.run,
@@ -53,6 +54,7 @@ SUITES: dict[str, Suite] = {
     "hdd": hdd.run,
     "prefetch": prefetch.run,
     "operations": operations.run,
+    "peers": peers.run,
 }
 
 

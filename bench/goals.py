@@ -11,6 +11,7 @@ from statistics import mean, median
 from typing import Any
 
 from bench.eviction import OURS
+from bench.peers.compared import comparisons
 
 Figures = Mapping[str, Any]
 Entry = dict[str, Any]
@@ -130,10 +131,20 @@ def _prefetch(figures: Figures) -> Iterator[Entry]:
     yield _most("P10", "prefetch", "wasted / useful, of next turns", turns, figures["goal_wasted"], 0.0)
 
 
+def _peers(figures: Figures) -> Iterator[Entry]:
+    for compared in comparisons(figures):
+        what = f"{compared.what}, kvtier / a peer"
+        yield {
+            **_least("P11", "peers", what, compared.arms, 1.0, compared.limit),
+            "beaten_by": compared.beaten_by,
+        }
+
+
 _MAKERS: dict[str, Callable[[Figures], Iterator[Entry]]] = {
     "hdd": _hdd,
     "eviction": _eviction,
     "churn": _churn,
     "footprint": _footprint,
     "prefetch": _prefetch,
+    "peers": _peers,
 }

@@ -1,4 +1,4 @@
-"""Plots of the suites on policies, one SVG each, from their figures. Needs matplotlib, of the extra ``plots``."""
+"""Plots of suites, one SVG each, from their figures. Needs matplotlib, of the extra ``plots``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ TITLES = {
     "churn": "Bytes written and kept under churn",
     "hdd": "Restores from a hard disk, of sequential reading",
     "prefetch": "Wait that prefetching hides",
+    "peers": "Blocks of 2 MiB stored and loaded",
 }
 Figures = Mapping[str, Any]
 _IMAGES: Any = {
@@ -107,6 +108,27 @@ def _prefetch(figure: Any, figures: Figures) -> None:
     axes.legend()
 
 
+def _peers(figure: Any, figures: Figures) -> None:
+    figure.set_size_inches(12, 9)
+    kinds = {"ours": "tab:blue", "peer": "tab:gray", "limit": "lightgray"}
+    for number, (key, title) in enumerate(_PEERS.items(), 1):
+        rows = [row for row in figures["rows"] if row[key]]
+        axes = figure.add_subplot(2, 2, number, title=title, xlabel="GB/s")
+        names = [row["name"].replace("`", "") for row in rows]
+        colours = [kinds[row["kind"]] for row in rows]
+        axes.barh(names, [row[key]["median"] / 1e9 for row in rows], color=colours)
+        axes.invert_yaxis()
+        axes.grid(visible=True, axis="x", alpha=0.3)
+
+
+_PEERS = {
+    "acknowledged": "store, until acknowledged",
+    "durable": "store, until durable",
+    "warm": "load, from the page cache",
+    "cold": "load, from the disk",
+}
+
+
 def _bars(axes: Any, names: list[str], bars: Mapping[str, list[float]], label: str, goal: float) -> None:
     """Groups of bars, one group for each name, and a line at the goal."""
     width = 0.8 / len(bars)
@@ -126,4 +148,5 @@ _MAKERS: dict[str, Callable[[Any, Figures], None]] = {
     "churn": _churn,
     "hdd": _hdd,
     "prefetch": _prefetch,
+    "peers": _peers,
 }

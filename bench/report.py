@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import plots, report_llama, report_policies, report_store
+from bench import plots, report_llama, report_peers, report_policies, report_store
 from bench.goals import entries
 from bench.report_text import Lines
 
@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
     "protection": report_store.protection,
     "opening": report_store.opening,
     "operations": report_store.operations,
+    "peers": report_peers.peers,
 }
 POLICIES: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
     "eviction": report_policies.eviction,
@@ -80,9 +81,7 @@ def part(name: str, summary: Summary) -> str:
         return _text(report_policies.goals(summary["entries"]))
     if name not in summary["figures"]:
         return "Not measured yet.\n"
-    figures = summary["figures"][name]
-    folder = "" if summary["quick"] else "../bench/report/"
-    return _text(POLICIES[name](figures)) + f"\n![{plots.TITLES[name]}]({folder}{name}.svg)\n"
+    return _text(POLICIES[name](summary["figures"][name])) + "\n" + _plot(name, summary) + "\n"
 
 
 def benchmarks(summary: Summary) -> str:
@@ -93,6 +92,8 @@ def benchmarks(summary: Summary) -> str:
     for name, write in BENCHMARKS.items():
         if name in summary["figures"]:
             lines += ["", *write(summary["figures"][name])]
+            if name in plots.TITLES:
+                lines += ["", _plot(name, summary)]
     return "\n".join(lines) + "\n"
 
 
@@ -100,6 +101,11 @@ def everything(summary: Summary) -> str:
     """All figures, on one page."""
     parts = [f"## {name}\n\n{part(name, summary)}" for name in ("goals", *POLICIES)]
     return "\n".join([benchmarks(summary), *parts])
+
+
+def _plot(name: str, summary: Summary) -> str:
+    folder = "" if summary["quick"] else "../bench/report/"
+    return f"![{plots.TITLES[name]}]({folder}{name}.svg)"
 
 
 def _text(lines: Lines) -> str:

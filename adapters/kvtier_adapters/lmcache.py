@@ -1,0 +1,279 @@
+"""A second level for LMCache: an adapter that it loads as a plug-in, on a :class:`kvtier.Store`.
+
+Every object of LMCache is one block. Its cache salt is the namespace, and all its other fields are hashed into the key
+(:mod:`kvtier_adapters.objects`). What LMCache asks for is done on threads of the adapter: one stores, one looks up,
+some load. What goes wrong there is a miss, or a failed store, and a line in LMCache's log. The store evicts by itself
+and knows after a restart what it has, so LMCache is given no capacity to evict for. docs/lmcache.md is the user's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import count
+from threading import Lock
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from lmcache.lmcache_native import Bitmap
+from lmcache.logging import init_logger
+from lmcache.v1.distributed.internal_api import L2StoreResult
+from lmcache.v1.distributed.l2_adapters.base import AdapterUsage, L2AdapterInterface
+from lmcache.v1.platform import create_event_notifier
+
+from kvtier import Config, Store, key_file
+from kvtier_adapters.objects import Name, Objects, owner_of
+
+if TYPE_CHECKING:
+    from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
+    from lmcache.v1.memory_management import MemoryObj
+
+logger = init_logger(__name__)
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The ``adapter_params``. ``config``: what :meth:`kvtier.Store.open` takes (a ``.toml`` file or a folder), or a
+    configuration as a table. ``durable``: whether a store is done when it is on disk, not when it is queued for it.
+    ``load_threads``: how many objects are read at once. ``key_file``: the key of an encrypted store."""
+
+    config: str | Mapping[str, Any]
+    durable: bool = False
+    load_threads: int = 4
+    key_file: str | None = None
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Options:
+        """Raises ``ValueError`` that says what is wrong with the parameters."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(params) - known):
+            raise ValueError(f"unknown adapter_params {', '.join(unknown)}: kvtier takes {', '.join(sorted(known))}")
+        if not isinstance(params.get("config"), str | Mapping):
+            raise ValueError("adapter_params need a config: a .toml file, a folder, or a configuration as a table")
+        options = cls(**params)
+        if not isinstance(options.durable, bool):
+            raise ValueError(f"durable is true or false, not {options.durable!r}")
+        if type(options.load_threads) is not int or not 1 <= options.load_threads <= 64:
+            raise ValueError(f"load_threads is a number from 1 to 64, not {options.load_threads!r}")
+        return options
+
+    def open_store(self) -> Store:
+        """Raises what :meth:`kvtier.Store.open` does."""
+        source = Config.from_dict(dict(self.config)) if isinstance(self.config, Mapping) else self.config
+        return Store.open(source, keys=key_file(self.key_file) if self.key_file else None)
+
+
+class _Done(Generic[_Result]):
+    """Results of one kind of task, and the event that says that there are new ones. Any thread."""
+
+    def __init__(self) -> None:
+        self._event = create_event_notifier()
+        self._lock = Lock()
+        self._results: dict[int, _Result] = {}
+
+    def fileno(self) -> int:
+        return int(self._event.fileno())
+
+    def add(self, task: int, result: _Result) -> None:
+        with self._lock:
+            self._results[task] = result
+        self._event.notify()
+
+    def take(self, task: int) -> _Result | None:
+        with self._lock:
+            return self._results.pop(task, None)
+
+    def take_all(self) -> dict[int, _Result]:
+        with self._lock:
+            taken, self._results = self._results, {}
+        return taken
+
+    def close(self) -> None:
+        self._event.close()
+
+
+class _Load:
+    """One load task, cut into parts for as many threads."""
+
+    def __init__(self, keys: Sequence[ObjectKey], objects: Sequence[MemoryObj], parts: int) -> None:
+        self.keys, self.objects = keys, objects
+        self.loaded = [False] * len(keys)
+        self._left = parts
+        self._lock = Lock()
+
+    def is_last(self) -> bool:
+        """Called when a part has ended: whether all have."""
+        with self._lock:
+            self._left -= 1
+            return not self._left
+
+
+class KvtierL2Adapter(L2AdapterInterface):  # type: ignore[misc]
+    """LMCache's second level on a kvtier store. Any thread; no ``submit`` waits for a disk, or copies an object.
+
+    ``close`` ends what is under way (memory that LMCache gave is not touched afterwards), drops what is not begun,
+    writes what is queued, and lets go of all locks. ``delete`` reads the index, and waits for no write.
+    """
+
+    def __init__(self, params: Mapping[str, Any], l1_memory_desc: object = None) -> None:
+        """``params``: those of :class:`Options`. Raises ``ValueError`` and what :meth:`kvtier.Store.open` does."""
+        options = Options.of(params)
+        self._store = options.open_store()
+        super().__init__()
+        self._objects = Objects(self._store)
+        self._durable, self._load_threads = options.durable, options.load_threads
+        self._ids = count()
+        self._stores: _Done[L2StoreResult] = _Done()
+        self._lookups: _Done[Bitmap] = _Done()
+        self._loads: _Done[Bitmap] = _Done()
+        self._storing = ThreadPoolExecutor(1, "kvtier-lmcache-store")
+        self._looking_up = ThreadPoolExecutor(1, "kvtier-lmcache-lookup")
+        self._loading = ThreadPoolExecutor(options.load_threads, "kvtier-lmcache-load")
+
+    # -- events -------------------------------------------------------------------------------------
+
+    def get_store_event_fd(self) -> int:
+        return self._stores.fileno()
+
+    def get_lookup_and_lock_event_fd(self) -> int:
+        return self._lookups.fileno()
+
+    def get_load_event_fd(self) -> int:
+        return self._loads.fileno()
+
+    # -- storing ------------------------------------------------------------------------------------
+
+    def submit_store_task(self, keys: list[ObjectKey], objects: list[MemoryObj]) -> int:
+        task = next(self._ids)
+        self._storing.submit(self._run_store, task, keys, objects)
+        return task
+
+    def pop_completed_store_tasks(self) -> dict[int, L2StoreResult]:
+        return self._stores.take_all()
+
+    def _run_store(self, task: int, keys: list[ObjectKey], objects: list[MemoryObj]) -> None:
+        result = L2StoreResult(False, 0)
+        try:
+            pairs = ((self._name(key), object_.byte_array) for key, object_ in zip(keys, objects, strict=True))
+            saved = self._objects.save(pairs, durable=self._durable)
+            sizes = [objects[position].get_size() for position in saved.new]
+            if saved.new:
+                self._notify_keys_stored([keys[position] for position in saved.new], sizes)
+            result = L2StoreResult(saved.complete, sum(sizes))
+        except Exception:
+            logger.exception("kvtier: %d objects were not stored", len(keys))
+        finally:
+            self._stores.add(task, result)
+
+    # -- looking up ---------------------------------------------------------------------------------
+
+    def submit_lookup_and_lock_task(
+        self, keys: list[ObjectKey], group_layout_descs: dict[int, MemoryLayoutDesc]
+    ) -> int:
+        task = next(self._ids)
+        self._looking_up.submit(self._run_lookup, task, keys)
+        return task
+
+    def query_lookup_and_lock_result(self, task_id: int) -> Bitmap | None:
+        return self._lookups.take(task_id)
+
+    def submit_unlock(self, keys: list[ObjectKey]) -> None:
+        self._objects.unlock([self._name(key) for key in keys])
+
+    def _run_lookup(self, task: int, keys: list[ObjectKey]) -> None:
+        found: list[bool] = [False] * len(keys)
+        try:
+            found = self._objects.lock([self._name(key) for key in keys])
+        except Exception:
+            logger.exception("kvtier: %d objects were not looked up", len(keys))
+        finally:
+            self._lookups.add(task, _bitmap(found))
+
+    # -- loading ------------------------------------------------------------------------------------
+
+    def submit_load_task(self, keys: list[ObjectKey], objects: list[MemoryObj]) -> int:
+        task = next(self._ids)
+        parts = list(_parts(len(keys), self._load_threads))
+        load = _Load(keys, objects, len(parts))
+        for part in parts:
+            self._loading.submit(self._run_load, task, load, part)
+        return task
+
+    def query_load_result(self, task_id: int) -> Bitmap | None:
+        return self._loads.take(task_id)
+
+    def _run_load(self, task: int, load: _Load, part: range) -> None:
+        try:
+            for at in part:
+                load.loaded[at] = self._objects.load(self._name(load.keys[at]), load.objects[at].byte_array)
+        except Exception:
+            logger.exception("kvtier: objects were not loaded")
+        if load.is_last():
+            self._finish_load(task, load)
+
+    def _finish_load(self, task: int, load: _Load) -> None:
+        try:
+            if keys := [key for key, loaded in zip(load.keys, load.loaded, strict=True) if loaded]:
+                self._notify_keys_accessed(keys)
+        except Exception:
+            logger.exception("kvtier: a listener failed")
+        finally:
+            self._loads.add(task, _bitmap(load.loaded))
+
+    # -- the rest -----------------------------------------------------------------------------------
+
+    def delete(self, keys: list[ObjectKey]) -> None:
+        sizes = self._objects.delete([self._name(key) for key in keys])
+        gone = [(key, size) for key, size in zip(keys, sizes, strict=True) if size is not None]
+        if gone:
+            self._notify_keys_deleted([key for key, _ in gone], [size for _, size in gone])
+
+    def get_usage(self) -> AdapterUsage:
+        """What the store has, also from before a restart. By salt: values as they were stored, of at most 1,024 salts,
+        and of none that is longer than 64 bytes."""
+        stats = self._store.stats()
+        salts = {owner_of(n.name): n.bytes_stored for n in stats.namespaces if n.bytes_stored}
+        return AdapterUsage(
+            total_bytes_used=stats.bytes_on_disk,
+            total_capacity_bytes=sum(tier.bytes_max_effective for tier in stats.tiers),
+            bytes_by_cache_salt=MappingProxyType({salt: size for salt, size in salts.items() if salt is not None}),
+        )
+
+    def report_status(self) -> dict[str, Any]:
+        stats = self._store.stats()
+        return {
+            "is_healthy": not any(tier.suspended for tier in stats.tiers),
+            "type": type(self).__name__,
+            "stored_object_count": stats.blocks,
+            "locked_key_count": stats.pinned,
+            "bytes_on_disk": stats.bytes_on_disk,
+            "write_failures": stats.queue.failed,
+            "quarantined": stats.quarantined,
+            "tiers": {tier.name: tier.last_error or "ok" for tier in stats.tiers},
+        }
+
+    def close(self) -> None:
+        for pool in (self._storing, self._looking_up, self._loading):
+            pool.shutdown(cancel_futures=True)
+        self._store.close()
+        for done in (self._stores, self._lookups, self._loads):
+            done.close()
+
+    def _name(self, key: ObjectKey) -> Name:
+        named = (key.chunk_hash, key.model_name.encode(), b"%d" % key.kv_rank, b"%d" % key.object_group_id)
+        return self._objects.name(key.cache_salt, named)
+
+
+def _parts(length: int, count_max: int) -> Iterator[range]:
+    """``range(length)`` in at most so many parts of nearly one size, at least one."""
+    size = max(1, -(-length // count_max))
+    yield from (range(at, min(at + size, length)) for at in range(0, max(1, length), size))
+
+
+def _bitmap(bits: Sequence[bool]) -> Bitmap:
+    bitmap = Bitmap(len(bits))
+    bitmap.batched_set([position for position, bit in enumerate(bits) if bit])
+    return bitmap

@@ -1,0 +1,136 @@
+"""Objects that an engine names and lays out itself, as blocks of a store. Knows no engine.
+
+**Names.** An object is named by an owner, who must not see the objects of others (a tenant; often the empty one), and
+by fields of bytes. The owner is the namespace, so that quotas, encryption keys and erasure of :class:`kvtier.Store`
+work by owner, and the fields are hashed::
+
+    key       = blake2b(length and bytes of each field, key=secret of the store, digest_size=32)
+    namespace = the owner in UTF-8, or "@" + blake2b(owner, digest_size=32) if that is longer than 64 bytes
+
+An object never changes: what has the name of one that is stored is not stored again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvtier import KvtierError
+
+if TYPE_CHECKING:
+    from kvtier import Store
+
+_DIGEST_BYTES = 32
+_NAMESPACE_BYTES_MAX = 64
+_HASHED = b"@"
+
+
+class Name(NamedTuple):
+    """Where an object is in the store."""
+
+    namespace: bytes
+    key: bytes
+
+
+class Saved(NamedTuple):
+    """``new``: the positions of the objects that were not there before. ``complete``: whether all are there now."""
+
+    new: list[int]
+    complete: bool
+
+
+def namespace_of(owner: str) -> bytes:
+    """The namespace of an owner; owners that begin with "@" are hashed too, so that no two share one."""
+    raw = owner.encode()
+    if len(raw) <= _NAMESPACE_BYTES_MAX and not raw.startswith(_HASHED):
+        return raw
+    return _HASHED + blake2b(raw, digest_size=_DIGEST_BYTES).digest()
+
+
+def owner_of(namespace: bytes) -> str | None:
+    """The owner of a namespace; None if only its hash is known, or if it is nobody's."""
+    try:
+        return None if namespace.startswith(_HASHED) else namespace.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+class Objects:
+    """The objects of one store. Any thread; :meth:`save` and :meth:`load` may take as long as the disk does.
+
+    Errors of the store (:class:`kvtier.KvtierError`, :class:`OSError`) end in :meth:`load` as a miss, and come out of
+    the other methods.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._secret = store.derive_key(b"objects")
+
+    def name(self, owner: str, fields: Sequence[bytes]) -> Name:
+        """The name of an object; other fields, or as many cut otherwise, give another one."""
+        hasher = blake2b(key=self._secret, digest_size=_DIGEST_BYTES)
+        for field in fields:
+            hasher.update(len(field).to_bytes(8, "little"))
+            hasher.update(field)
+        return Name(namespace_of(owner), hasher.digest())
+
+    def save(self, objects: Iterable[tuple[Name, memoryview]], *, durable: bool) -> Saved:
+        """Copy what is not stored yet into the store; with ``durable``, wait until it is on disk.
+
+        Not complete if the write queue was full and the store is configured to skip then.
+        """
+        new, complete = [], True
+        for position, (name, data) in enumerate(objects):
+            if self._store.contains(name.key, namespace=name.namespace):
+                continue
+            if self._store.put(name.key, data, namespace=name.namespace):
+                new.append(position)
+            else:
+                complete = False
+        if durable:
+            self._store.flush()
+        return Saved(new, complete)
+
+    def lock(self, names: Sequence[Name]) -> list[bool]:
+        """Which of the objects are there; these are not evicted until they are unlocked as often as they were locked.
+
+        A lock ends with the process at the latest.
+        """
+        for namespace, keys in _by_namespace(names):
+            self._store.pin(keys, namespace=namespace)
+        found = [False] * len(names)
+        try:
+            found = [self._store.contains(name.key, namespace=name.namespace) for name in names]
+        finally:
+            self.unlock([name for name, there in zip(names, found, strict=True) if not there])
+        return found
+
+    def unlock(self, names: Sequence[Name]) -> None:
+        """Undo one lock of each."""
+        for namespace, keys in _by_namespace(names):
+            self._store.unpin(keys, namespace=namespace)
+
+    def load(self, name: Name, into: memoryview) -> bool:
+        """Fill ``into`` with the object, every byte checked; False, its contents undefined, if that cannot be done:
+        the object is not there, is damaged, cannot be read, or has another size."""
+        try:
+            return bool(self._store.get_into(name.key, into, namespace=name.namespace))
+        except (KvtierError, OSError):
+            return False
+
+    def delete(self, names: Iterable[Name]) -> list[int | None]:
+        """Forget the objects, locked or not; their sizes in bytes, None for those that were not there."""
+        sizes: list[int | None] = []
+        for name in names:
+            info = self._store.info(name.key, namespace=name.namespace)
+            gone = self._store.delete(name.key, namespace=name.namespace)
+            sizes.append(info.nbytes if info is not None and gone else None)
+        return sizes
+
+
+def _by_namespace(names: Sequence[Name]) -> Iterator[tuple[bytes, list[bytes]]]:
+    for namespace, group in groupby(names, attrgetter("namespace")):
+        yield namespace, [name.key for name in group]

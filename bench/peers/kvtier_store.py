@@ -1,0 +1,43 @@
+"""kvtier itself, with the defaults of a configuration that names one tier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.peers.peer import Facts, Peer
+from kvtier import Config, Hit, Store
+
+
+class Kvtier(Peer):
+    """``put``, ``flush``, and ``get_into`` from the tier."""
+
+    facts = Facts(acknowledged="nothing", durable=True, checks=True, restarts=True, bounded=True)
+    _store: Store
+
+    def open(self, folder: Path) -> None:
+        tier = {"name": "disk", "kind": "ssd", "bytes_max": "64GiB"}
+        self._store = Store.open(Config.from_dict({"store": {"path": str(folder / "store")}, "tier": [tier]}))
+
+    def store(self, key: bytes, block: memoryview) -> None:
+        if not self._store.put(key, block):
+            raise RuntimeError("the write queue is full")
+
+    def sync(self) -> None:
+        self._store.flush()
+
+    def load(self, key: bytes, into: memoryview) -> None:
+        if not self._store.get_into(key, into):
+            raise LookupError(key)
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class KvtierGet(Kvtier):
+    """``get``, which brings the block into the RAM tier on the way, and a copy from there."""
+
+    def load(self, key: bytes, into: memoryview) -> None:
+        hit = self._store.get(key)
+        if not isinstance(hit, Hit):
+            raise LookupError(key)
+        into[:] = hit.buffers[0]

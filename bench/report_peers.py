@@ -1,0 +1,71 @@
+"""Tables of the suite that holds kvtier against its peers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bench.peers.compared import comparisons
+from bench.report_text import Lines, dropped, rate, spread, table
+
+_YES = {True: "yes", False: "no"}
+
+
+def peers(figures: Mapping[str, Any]) -> Lines:
+    yield from (f"## Beside what else there is ({figures['blocks']} blocks of {figures['block_bytes'] >> 20} MiB)", "")
+    yield (
+        "*Acknowledged*: the call has returned, and a later column says what such a block survives. *Durable*: it "
+        "survives a power loss. *Warm*: opened anew, its files in the page cache. "
+        f"*Cold*: the page cache dropped, {dropped(figures)}. The last rows are limits: no index, no checks."
+    )
+    yield ""
+    yield from table(
+        ["", "store, acknowledged", "store, durable", "load, warm", "load, cold", "acknowledged survives", *_FACTS],
+        [_row(row) for row in figures["rows"]],
+    )
+    lmcache = figures["lmcache"]
+    yield from ("", "LMCache's second level, by `lmcache bench l2`, each load in a new process:", "")
+    if lmcache["missing"]:
+        yield f"Not measured: {lmcache['missing']}."
+    else:
+        yield from table(
+            ["`--l2-adapter`", "store", "load, warm", "load, cold", "checked on read", "a store survives"],
+            [_lmcache_row(row) for row in lmcache["rows"]],
+        )
+    yield from ("", "What kvtier's rate is, divided by that of others that do the same (goal: at least 1):", "")
+    yield from table(
+        ["", "slowest comparison", "faster than kvtier"],
+        [[c.what, _worst(c.arms), ", ".join(c.beaten_by) or "none"] for c in comparisons(figures)],
+    )
+
+
+_FACTS = {"checked on read": "checks", "restarts": "restarts", "bounded": "bounded"}
+
+
+def _row(row: Mapping[str, Any]) -> list[str]:
+    if row["facts"] is None:
+        return [row["name"], f"left out: {row['missing']}", *[""] * (4 + len(_FACTS))]
+    name = row["name"] + (f" (then left out: {row['missing']})" if row["missing"] else "")
+    facts = [_YES[row["facts"][key]] for key in _FACTS.values()]
+    rates = [_rate(row[key]) for key in ("acknowledged", "durable", "warm", "cold")]
+    return [name, *rates, row["facts"]["acknowledged"], *facts]
+
+
+def _lmcache_row(row: Mapping[str, Any]) -> list[str]:
+    if row["missing"]:
+        return [row["name"], f"left out: {row['missing']}", "", "", "", ""]
+    return [
+        row["name"],
+        *(_rate(row[key]) for key in ("store", "warm", "cold")),
+        _YES[row["checks"]],
+        row["acknowledged"],
+    ]
+
+
+def _rate(figure: Mapping[str, float] | None) -> str:
+    return spread(figure, rate) if figure else "-"
+
+
+def _worst(arms: Mapping[str, float]) -> str:
+    name = min(arms, key=lambda peer: arms[peer])
+    return f"**{arms[name]:.2f}** ({name})"
