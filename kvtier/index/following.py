@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from typing import Any
 
+from kvtier.index import format1
 from kvtier.index.data_file import DATA_FILE, looks_cut
 from kvtier.index.lmdb_index import LmdbError, LmdbIndex, View
+from kvtier.index.schema import Form
+from kvtier.index.views import COMPLETE
 
 _BEING_MADE = "index: it is being made anew"
 
@@ -25,6 +29,11 @@ class FollowingIndex(LmdbIndex):
         with suppress(OSError):
             return super().disk_bytes()
         return 0
+
+    def form_of(self, txn: Any) -> Form:
+        """An older index is read until it is made anew, which may be in the same file."""
+        is_older = txn.get(COMPLETE.encode(), db=self.meta) == format1.COMPLETE
+        return format1.FORM if is_older else super().form_of(txn)
 
     def _enter(self) -> None:
         if self._is_dead or _file_id(self._folder) != self._file:

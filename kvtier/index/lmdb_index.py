@@ -20,6 +20,7 @@ import lmdb.verify
 from kvtier.errors import StoreClosed
 from kvtier.index.errors import IndexBusy, IndexCorrupt, IndexUnusable
 from kvtier.index.gate import Gate
+from kvtier.index.schema import FORM, Form
 from kvtier.index.views import View, WriteTxn
 
 __all__ = ["ENGINE", "IndexFull", "LmdbError", "LmdbIndex", "View", "WriteTxn", "is_sound"]
@@ -120,6 +121,10 @@ class LmdbIndex:
                 yield View(self, txn)
         finally:
             self._gate.leave()
+
+    def form_of(self, txn: Any) -> Form:
+        """How a transaction sees blocks and contents. Who writes makes an older index anew before anything else."""
+        return FORM
 
     def _enter(self) -> None:
         self._gate.enter()
