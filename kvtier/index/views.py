@@ -270,7 +270,5 @@ class WriteTxn(View):
 
     def clear(self) -> None:
         """Forget everything."""
-        ix = self._ix
-        others = (ix.departures, ix.namespaces, ix.expiries, ix.expiry_order)
-        for db in (ix.blocks, ix.contents, ix.segments, *others, ix.meta):
+        for db in self._ix.tables:
             self._txn.drop(db, delete=False)
