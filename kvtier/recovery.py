@@ -4,7 +4,8 @@ The segments are the truth and the index is derived. After an unclean end the ta
 records that no commit covered yet: those that prove themselves are taken in, and what follows is cut off.
 A segment below the tier's counter that the index does not name was being dropped: the drop is finished.
 
-An index that is missing, damaged, unfinished or older than the segments is made anew from all of them.
+An index that is missing, damaged, unfinished, older than the segments or of another format is made anew from all of
+them.
 """
 
 from __future__ import annotations

@@ -36,16 +36,16 @@ def _check_finished(view: View) -> None:
 
 def _check_counts(view: View, report: Report, unknown: set[SegmentId]) -> None:
     """``unknown``: segments that an index made anew keeps, as if all of them were needed."""
-    refs: Counter[tuple[int, bytes]] = Counter()
+    refs: Counter[bytes] = Counter()
     live: Counter[tuple[int, int]] = Counter()
     for _, entry in view.blocks():
-        refs[entry.tier_no, entry.content_id] += 1
+        refs[view.content_key(entry.tier_no, entry.content_id)] += 1
         if entry.kind != RecordKind.BLOCK:  # else its record is that of its payload
             live[entry.tier_no, entry.segment_no] += entry.record_len
     for tier_no in _TIER_NUMBERS:
         for content_id, content in view.contents(tier_no):
             live[tier_no, content.segment_no] += content.record_len
-            if (needed := refs[tier_no, content_id]) != content.refs:
+            if (needed := refs[view.content_key(tier_no, content_id)]) != content.refs:
                 what = f"a payload has {needed} blocks, not {content.refs}"
                 report.add(Finding(Kind.INDEX, what, None, content.segment_no, content.offset))
     for tier_no in _TIER_NUMBERS:

@@ -224,6 +224,6 @@ def _is_record_of(head: RecordHead, entry: BlockEntry) -> bool:
 
 
 def _is_content(head: RecordHead, entry: BlockEntry, content: ContentEntry) -> bool:
-    said = (entry.content_id, content.head_len, content.stored_len, content.codec, content.payload_sum)
-    is_there = (head.content_id, head.head_len, head.stored_len, head.codec, head.payload_sum) == said
+    said = (entry.content_id, content.head_len, content.stored_len, content.codec)
+    is_there = (head.content_id, head.head_len, head.stored_len, head.codec) == said
     return is_there and head.kind is RecordKind.BLOCK

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from typing import Any
 
-from kvtier.index.data_file import DATA_FILE, looks_cut
+from kvtier.index import format1
+from kvtier.index.data_file import DATA_FILE, READERS_FILE, looks_cut
 from kvtier.index.lmdb_index import LmdbError, LmdbIndex, View
+from kvtier.index.schema import Form
+from kvtier.index.views import COMPLETE
 
 _BEING_MADE = "index: it is being made anew"
 
@@ -17,14 +21,28 @@ class FollowingIndex(LmdbIndex):
 
     def __init__(self, folder: str, *, map_bytes: int, lock: bool) -> None:
         self._lock = lock
-        self._file = _file_id(folder)  # before it is opened: a file that comes in between is noticed
         super().__init__(folder, map_bytes=map_bytes, read_only=True, lock=lock)
+
+    def _open(self, lock: bool) -> None:
+        """Lock and file as they belong together: the writer may put others in the place of both meanwhile."""
+        while True:
+            before = _file_id(self._folder), _file_id(self._folder, READERS_FILE)
+            super()._open(lock)
+            self._file = before[0]
+            if before == (_file_id(self._folder), _file_id(self._folder, READERS_FILE)):
+                return
+            self._env.close()
 
     def disk_bytes(self) -> int:
         """0 while there is none."""
         with suppress(OSError):
             return super().disk_bytes()
         return 0
+
+    def form_of(self, txn: Any) -> Form:
+        """An older index is read until it is made anew, which may be in the same file."""
+        is_older = txn.get(COMPLETE.encode(), db=self.meta) == format1.COMPLETE
+        return format1.FORM if is_older else super().form_of(txn)
 
     def _enter(self) -> None:
         if self._is_dead or _file_id(self._folder) != self._file:
@@ -52,11 +70,11 @@ class FollowingIndex(LmdbIndex):
                 raise OSError(f"index: {e}") from e
             if not is_complete:
                 raise OSError(_BEING_MADE)
-            self._file, self._is_dead = file, False
+            self._is_dead = False
 
 
-def _file_id(folder: str) -> tuple[int, int] | None:
+def _file_id(folder: str, name: str = DATA_FILE) -> tuple[int, int] | None:
     with suppress(OSError):
-        found = os.stat(os.path.join(folder, DATA_FILE))
+        found = os.stat(os.path.join(folder, name))
         return found.st_dev, found.st_ino
     return None

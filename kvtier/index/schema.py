@@ -1,19 +1,35 @@
 """Index entries as bytes, as ``docs/format.md`` lays them down.
 
-Every value ends with an XXH32 over its key and itself, so that a damaged page is a miss, not an answer.
+Every value ends with an XXH32 over its key and itself, so that a damaged page is a miss, not an answer. In ``blocks``
+and ``contents`` its seed is the number of the format: a value of another one is damaged, never misread.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 import xxhash
 
-_BLOCK = struct.Struct("<QQQQQQBB16sBBHB")
-_CONTENT = struct.Struct("<QQHQQB16sI")
+from kvtier.index.shape import codes_of, shape_of
+
+INDEX_FORMAT = 2
+#: Where records start, and how long they are, is a multiple of this.
+RECORD_ALIGN = 64
+#: No record has a shorter head.
+HEAD_BYTES_MIN = 96
+#: Of a content id, in the key of its entry.
+CONTENT_KEY_BYTES = 10
+_U64_MAX = (1 << 64) - 1
+
+_BLOCK = struct.Struct("<BHBBBQ16s")
+_BLOCK_NUMBERS = 6
+_KIND_AT = 2 * _BLOCK_NUMBERS  # in a block's shape
+_CONTENT = struct.Struct("<BH")
+_CONTENT_NUMBERS = 5
 _SEGMENT = struct.Struct("<QQB")
 _NAMESPACE = struct.Struct("<QQ")
 _DEPARTURE = struct.Struct("<QIBB")
@@ -68,14 +84,16 @@ class ExpiryEntry(NamedTuple):
 class ContentEntry(NamedTuple):
     """``contents``: where the bytes of a content id are, in one tier, and how many blocks share them."""
 
+    codec: int
     segment_no: int
     offset: int
     head_len: int
     stored_len: int
-    record_len: int
-    codec: int
-    payload_sum: bytes
     refs: int
+
+    @property
+    def record_len(self) -> int:
+        return -(-(self.head_len + self.stored_len) // RECORD_ALIGN) * RECORD_ALIGN
 
 
 class SegmentEntry(NamedTuple):
@@ -120,7 +138,8 @@ def block_key(block_id: int) -> bytes:
 
 
 def content_key(tier_no: int, content_id: bytes) -> bytes:
-    return bytes((tier_no,)) + content_id
+    """Of a content id, or of what a key has of it."""
+    return bytes((tier_no,)) + content_id[:CONTENT_KEY_BYTES]
 
 
 def segment_key(tier_no: int, segment_no: int) -> bytes:
@@ -148,24 +167,50 @@ def split_row_key(key: bytes) -> int:
 
 
 def encode_block(key: bytes, e: BlockEntry) -> bytes:
-    fixed = _BLOCK.pack(*e[:9], len(e.namespace), len(e.key), len(e.meta), len(e.lengths))
-    body = b"".join((fixed, e.namespace, e.key, e.meta, struct.pack(f"<{len(e.lengths)}Q", *e.lengths)))
-    return _sealed(key, body)
+    """:class:`ValueError` if its record does not start, or end, where records do."""
+    ahead = _signed(e.clock - e.seq)
+    twice = 2 * (ahead if ahead >= 0 else ~ahead)  # as wide as a number with a sign is
+    offset, record_len = _aligned(e.offset), _aligned(e.record_len)
+    shape = shape_of(e.seq, twice, e.segment_no, offset, record_len, max(e.lengths, default=0)) | e.kind << _KIND_AT
+    counts = len(e.namespace), len(e.key), len(e.lengths)
+    fixed = _BLOCK.pack(e.tier_no, shape, *counts, e.parent_id, e.content_id)
+    numbers = e.seq, ahead, e.segment_no, offset, record_len
+    more = _block_layout(shape, *counts).pack(e.namespace, e.key, *numbers, *e.lengths)
+    return _sealed(key, b"".join((fixed, more, e.meta)), INDEX_FORMAT)
 
 
 def decode_block(key: bytes, value: bytes) -> BlockEntry:
-    body = checked_body(key, value)
-    _check_length(body[: _BLOCK.size], _BLOCK.size)
-    clock, seq, parent_id, segment_no, offset, record_len, *rest = _BLOCK.unpack_from(body)
-    tier_no, kind, content_id, ns_len, key_len, meta_len, buffers = rest
-    ns_at = _BLOCK.size
-    key_at, meta_at = ns_at + ns_len, ns_at + ns_len + key_len
-    lengths_at = meta_at + meta_len
-    _check_length(body, lengths_at + 8 * buffers)
-    lengths = struct.unpack_from(f"<{buffers}Q", body, lengths_at)
-    names = body[ns_at:key_at], body[key_at:meta_at], body[meta_at:lengths_at]
-    place = segment_no, offset, record_len, tier_no
-    return BlockEntry(clock, seq, parent_id, *place, kind, content_id, *names, lengths)
+    body = checked_body(key, value, seed=INDEX_FORMAT)
+    try:
+        tier_no, shape, ns_len, key_len, buffers, parent_id, content_id = _BLOCK.unpack_from(body)
+        layout = _block_layout(shape, ns_len, key_len, buffers)
+        namespace, name, seq, ahead, segment_no, offset, record_len, *lengths = layout.unpack_from(body, _BLOCK.size)
+    except struct.error as e:
+        raise IndexDamaged(f"index entry {key.hex()}: {e}") from e
+    clock = seq + ahead & _U64_MAX
+    place = segment_no, offset * RECORD_ALIGN, record_len * RECORD_ALIGN, tier_no
+    names = namespace, name, body[_BLOCK.size + layout.size :]
+    return BlockEntry(clock, seq, parent_id, *place, shape >> _KIND_AT, content_id, *names, tuple(lengths))
+
+
+@lru_cache(maxsize=1024)
+def _block_layout(shape: int, ns_len: int, key_len: int, buffers: int) -> struct.Struct:
+    seq, clock, segment_no, offset, record_len, length = codes_of(shape, _BLOCK_NUMBERS)
+    numbers = f"{seq}{clock.lower()}{segment_no}{offset}{record_len}{buffers}{length}"
+    return struct.Struct(f"<{ns_len}s{key_len}s{numbers}")
+
+
+def _aligned(n: int) -> int:
+    """How many times :data:`RECORD_ALIGN`."""
+    times, rest = divmod(n, RECORD_ALIGN)
+    if rest:
+        raise ValueError(f"{n} is no multiple of {RECORD_ALIGN}")
+    return times
+
+
+def _signed(n: int) -> int:
+    """The number of 64 bits, one of which is its sign, that is the same modulo 2**64."""
+    return (n + (1 << 63) & _U64_MAX) - (1 << 63)
 
 
 def encode_expiry(key: bytes, e: ExpiryEntry) -> bytes:
@@ -189,11 +234,39 @@ def encode_expiry_order(key: bytes) -> bytes:
 
 
 def encode_content(key: bytes, e: ContentEntry) -> bytes:
-    return _sealed(key, _CONTENT.pack(*e))
+    """:class:`ValueError` as :func:`encode_block`."""
+    numbers = e.segment_no, _aligned(e.offset), e.head_len - HEAD_BYTES_MIN, e.stored_len, e.refs
+    shape = shape_of(*numbers)
+    return _sealed(key, _CONTENT.pack(e.codec, shape) + _content_layout(shape).pack(*numbers), INDEX_FORMAT)
 
 
 def decode_content(key: bytes, value: bytes) -> ContentEntry:
-    return ContentEntry(*_CONTENT.unpack(checked_body(key, value, _CONTENT.size)))
+    body = checked_body(key, value, seed=INDEX_FORMAT)
+    try:
+        codec, shape = _CONTENT.unpack_from(body)
+        segment_no, offset, more_head, stored_len, refs = _content_layout(shape).unpack(body[_CONTENT.size :])
+    except struct.error as e:
+        raise IndexDamaged(f"index entry {key.hex()}: {e}") from e
+    return ContentEntry(codec, segment_no, offset * RECORD_ALIGN, HEAD_BYTES_MIN + more_head, stored_len, refs)
+
+
+@lru_cache(maxsize=1024)
+def _content_layout(shape: int) -> struct.Struct:
+    return struct.Struct("<" + "".join(codes_of(shape, _CONTENT_NUMBERS)))
+
+
+class Form(NamedTuple):
+    """How an index of some format holds blocks and contents; ``seed``: of the checksums of both."""
+
+    number: int
+    seed: int
+    content_key: Callable[[int, bytes], bytes]
+    decode_block: Callable[[bytes, bytes], BlockEntry]
+    decode_content: Callable[[bytes, bytes], ContentEntry]
+
+
+#: The form in which an index is written.
+FORM = Form(INDEX_FORMAT, INDEX_FORMAT, content_key, decode_block, decode_content)
 
 
 def encode_segment(key: bytes, e: SegmentEntry) -> bytes:
@@ -243,14 +316,14 @@ def decode_row(key: bytes, value: bytes) -> bytes:
     return checked_body(key, value, _DEPARTURE.size * DEPARTURES_A_ROW)
 
 
-def _sealed(key: bytes, body: bytes) -> bytes:
-    return body + _SUM.pack(xxhash.xxh32_intdigest(key + body))
+def _sealed(key: bytes, body: bytes, seed: int = 0) -> bytes:
+    return body + _SUM.pack(xxhash.xxh32_intdigest(key + body, seed))
 
 
-def checked_body(key: bytes, value: bytes, length: int | None = None) -> bytes:
+def checked_body(key: bytes, value: bytes, length: int | None = None, seed: int = 0) -> bytes:
     """An entry's value without its checksum, of ``length`` if that is known. Raises :class:`IndexDamaged`."""
     body = value[:-4]
-    if len(value) < 4 or _SUM.unpack(value[-4:])[0] != xxhash.xxh32_intdigest(key + body):
+    if len(value) < 4 or _SUM.unpack_from(value, len(body))[0] != xxhash.xxh32_intdigest(key + body, seed):
         raise IndexDamaged(f"index entry {key.hex()} does not pass its checksum")
     if length is not None:
         _check_length(body, length)

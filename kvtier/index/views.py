@@ -6,6 +6,7 @@ Threads: each object is used on one thread, inside its transaction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from kvtier.index.schema import (
 if TYPE_CHECKING:
     from kvtier.index.lmdb_index import LmdbIndex
 
-_COMPLETE = "complete"
+COMPLETE = "complete"
 _DEPARTURES = "departures"
 
 
@@ -33,6 +34,7 @@ class View:
     def __init__(self, index: LmdbIndex, txn: Any) -> None:
         self._ix = index
         self._txn = txn
+        self._form = index.form_of(txn)
         self._may_expire = self.count_expiries() > 0
 
     def block(self, block_id: int) -> BlockEntry | None:
@@ -42,8 +44,12 @@ class View:
         return None if value is None else self._decoded(key, value)
 
     def _decoded(self, key: bytes, value: bytes) -> BlockEntry | None:
-        entry: BlockEntry | None = self._checked(schema.decode_block, key, value)
-        if entry is not None and self._may_expire and (expiry := self._expiry(key)) and expiry.seq == entry.seq:
+        try:
+            entry = self._form.decode_block(key, value)
+        except IndexDamaged:
+            self._ix.met_damage = True
+            return None
+        if self._may_expire and (expiry := self._expiry(key)) and expiry.seq == entry.seq:
             return entry._replace(expires_at=expiry.when)
         return entry
 
@@ -65,9 +71,20 @@ class View:
         return self._txn.get(schema.block_key(block_id), db=self._ix.blocks) is not None
 
     def content(self, tier_no: int, content_id: bytes) -> ContentEntry | None:
-        key = schema.content_key(tier_no, content_id)
+        """The entry, or None. ``content_id``: what a key has of it will do."""
+        key = self._form.content_key(tier_no, content_id)
         value = self._txn.get(key, db=self._ix.contents)
-        return None if value is None else self._checked(schema.decode_content, key, value)
+        if value is None:
+            return None
+        try:
+            return self._form.decode_content(key, value)
+        except IndexDamaged:
+            self._ix.met_damage = True
+            return None
+
+    def content_key(self, tier_no: int, content_id: bytes) -> bytes:
+        """What names a content in this index, of its id or of what :meth:`contents` gives of it."""
+        return self._form.content_key(tier_no, content_id)
 
     def _checked(self, decode: Any, key: bytes, value: bytes) -> Any:
         """The entry, or None if it is damaged."""
@@ -94,9 +111,9 @@ class View:
                 yield int.from_bytes(key, "big"), entry
 
     def contents(self, tier_no: int) -> Iterator[tuple[bytes, ContentEntry]]:
-        """Every sound content entry of a tier, by content id."""
+        """Every sound content entry of a tier, by what its key has of the content id."""
         for key, value in self._rows(self._ix.contents, tier_no):
-            entry = self._checked(schema.decode_content, key, value)
+            entry = self._checked(self._form.decode_content, key, value)
             if entry is not None:
                 yield key[1:], entry
 
@@ -127,9 +144,10 @@ class View:
 
     def damaged(self) -> int:
         """How many entries of blocks, contents and segments do not pass their checksums."""
+        tables = ((self._ix.blocks, self._form.seed), (self._ix.contents, self._form.seed), (self._ix.segments, 0))
         return sum(
-            self._checked(schema.checked_body, key, value) is None
-            for db in (self._ix.blocks, self._ix.contents, self._ix.segments)
+            self._checked(partial(schema.checked_body, seed=seed), key, value) is None
+            for db, seed in tables
             for key, value in self._txn.cursor(db=db)
         )
 
@@ -138,8 +156,8 @@ class View:
         return int.from_bytes(value, "little") if value else 0
 
     def is_complete(self) -> bool:
-        """Whether the index was ever made to agree with the segments."""
-        return bool(self.counter(_COMPLETE))
+        """Whether the index was ever made to agree with the segments, by a kvtier that writes entries as this one."""
+        return self.counter(COMPLETE) == self._form.number
 
     @property
     def number(self) -> int:
@@ -248,11 +266,9 @@ class WriteTxn(View):
 
     def set_complete(self) -> None:
         """From now on the index agrees with the segments."""
-        self.set_counter(_COMPLETE, 1)
+        self.set_counter(COMPLETE, schema.INDEX_FORMAT)
 
     def clear(self) -> None:
         """Forget everything."""
-        ix = self._ix
-        others = (ix.departures, ix.namespaces, ix.expiries, ix.expiry_order)
-        for db in (ix.blocks, ix.contents, ix.segments, *others, ix.meta):
+        for db in self._ix.tables:
             self._txn.drop(db, delete=False)

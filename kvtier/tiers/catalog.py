@@ -229,13 +229,11 @@ def _content_of(written: Written) -> ContentEntry:
     """The entry of a payload record that no block shares yet."""
     h = written.head
     return ContentEntry(
+        codec=h.codec,
         segment_no=written.segment_no,
         offset=written.offset,
         head_len=h.head_len,
         stored_len=h.stored_len,
-        record_len=h.record_len,
-        codec=h.codec,
-        payload_sum=h.payload_sum,
         refs=0,
     )
 

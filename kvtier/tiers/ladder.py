@@ -170,10 +170,14 @@ class Ladder(Holdings):
             for block_id in deletes:
                 self.ledger.unlink(change, block_id, Reason.DELETED)
             pairs = zip(drafts, written, strict=True)
-            arrived = {b for (b, _), record in pairs if self.ledger.link(change, tier, b, record)}
+            linked = {b: record.head for (b, _), record in pairs if self.ledger.link(change, tier, b, record)}
         if written:
             tier.recovered()
-        return arrived
+        saved = [head.raw_len for head in linked.values() if head.kind is RecordKind.REFERENCE]
+        if saved:
+            self._signals.count("dedup_blocks", len(saved))
+            self._signals.count("dedup_bytes", sum(saved))
+        return set(linked)
 
     def _abandon(self, tier: DiskTier) -> None:
         """Give up what was appended since the last commit: no index names it. Such segments are never appended to

@@ -14,7 +14,6 @@ from kvtier.events import Signals
 from kvtier.index.lmdb_index import LmdbIndex, View, WriteTxn
 from kvtier.index.schema import DEPARTURES_MAX, BlockEntry, Departure, Reason, departure_rows
 from kvtier.policy.base import Hint
-from kvtier.segment.format import RecordKind
 from kvtier.segment.writer import Written
 from kvtier.tiers.advice import Advice
 from kvtier.tiers.catalog import Change
@@ -201,9 +200,6 @@ class Ledger:
                 order.arrive(block_id, entry)
                 if hint is not None:
                     order.hint(entry.namespace, block_id, hint)
-        if record.head.kind is RecordKind.REFERENCE:
-            self._signals.count("dedup_blocks")
-            self._signals.count("dedup_bytes", record.head.raw_len)
         return True
 
     def unlink(self, change: Change, block_id: int, reason: Reason) -> None:

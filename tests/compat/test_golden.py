@@ -10,6 +10,7 @@ import pytest
 
 from kvtier import Config, Hit, Store
 from tests.compat.make_golden import BLOCKS, configuration, make, noise
+from tests.concurrency.processes import running
 
 HERE = Path(__file__).parent
 GOLDEN = sorted(HERE.glob("store-v*.zip"))
@@ -70,6 +71,30 @@ def test_it_knows_what_it_has_and_can_be_written(golden: Config) -> None:
         store.delete(b"twin again", namespace=b"tenant")
         store.flush()
         check(store)
+
+
+READER = """
+import sys
+from pathlib import Path
+from kvtier import Hit, Store
+from tests.compat.make_golden import BLOCKS, configuration
+with Store.open(configuration(Path(sys.argv[1])), read_only=True) as store:
+    for line in sys.stdin:
+        for b in BLOCKS:
+            store._front.forget(store._wanted(b.key, b.namespace).block_id)
+        print(sum(isinstance(store.get(b.key, namespace=b.namespace), Hit) for b in BLOCKS), flush=True)
+"""
+
+
+def test_a_reader_reads_on_while_its_index_is_made_anew(golden: Config) -> None:
+    everything = str(len(BLOCKS))
+    with running(READER, golden.store.path) as reader:
+        assert reader.ask("look") == everything
+        with Store.open(golden) as store:
+            check(store)
+            assert reader.ask("look") == everything  # in the same file, but not the same form
+            store.put(b"more", b"x")
+        assert reader.ask("look") == everything
 
 
 def test_the_script_makes_the_same_contents(tmp_path: Path) -> None:

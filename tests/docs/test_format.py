@@ -93,8 +93,6 @@ def test_a_byte_table_is_the_struct(title: str, layout: struct.Struct) -> None:
     [
         ("Record", fmt._Fixed._fields),
         ("Head checksum", fmt.Place._fields),
-        ("blocks", (*BlockEntry._fields[:9], "ns_len", "key_len", "meta_len", "buffers")),
-        ("contents", ContentEntry._fields),
         ("segments", SegmentEntry._fields),
         ("expiries", ExpiryEntry._fields),
         ("departures", Departure._fields),
@@ -102,6 +100,18 @@ def test_a_byte_table_is_the_struct(title: str, layout: struct.Struct) -> None:
 )
 def test_fields_have_the_names_of_the_code(title: str, fields: tuple[str, ...]) -> None:
     assert tuple(byte_table(title).fields) == fields
+
+
+def test_entries_of_blocks_and_contents_have_all_fields_of_the_code() -> None:
+    fixed, numbers = byte_table("blocks").fields, [field.strip("`") for field, _ in rows("Numbers of a block")]
+    inside = {"namespace", "key", "meta", "kind"}  # by their lengths, and in the shape
+    assert {*fixed, *numbers, *inside, "expires_at"} == {*BlockEntry._fields, "shape", "ns_len", "key_len", "buffers"}
+    numbers = [field.strip("`") for field, _ in rows("Numbers of a content")]
+    assert ("codec", *numbers) == ContentEntry._fields
+    assert f"index has a format of its own, **{schema.INDEX_FORMAT}**" in " ".join(PAGE.split())
+    assert f"the first {schema.CONTENT_KEY_BYTES} bytes of the content id" in section("contents")
+    assert schema.RECORD_ALIGN == fmt.RECORD_ALIGN
+    assert schema.HEAD_BYTES_MIN == fmt.RECORD_HEADER_BYTES
 
 
 def test_numbers_and_names_are_those_of_the_code() -> None:
@@ -209,15 +219,28 @@ def block_id(secret: bytes, namespace: bytes, key: bytes) -> int:
     return int.from_bytes(h, "big") or 1
 
 
-def checked(key: bytes, value: bytes) -> bytes:
+def checked(key: bytes, value: bytes, seed: int = 0) -> bytes:
     body, found = value[:-4], value[-4:]
-    assert int.from_bytes(found, "little") == xxhash.xxh32(key + body).intdigest()
+    assert int.from_bytes(found, "little") == xxhash.xxh32(key + body, seed).intdigest()
     return body
 
 
-def opened(key: bytes, value: bytes, title: str) -> tuple[dict[str, Any], bytes]:
-    body = checked(key, value)
-    return byte_table(title).read(body), body
+def opened(key: bytes, value: bytes, title: str) -> dict[str, Any]:
+    return byte_table(title).read(checked(key, value))
+
+
+def numbers_of(raw: bytes, title: str, shape: int, last: int = 1) -> tuple[dict[str, Any], bytes]:
+    """The numbers that a table names, of the last of which there are so many; and what follows them."""
+    numbers: dict[str, Any] = {}
+    at = 0
+    for i, (field, meaning) in enumerate(rows(title)):
+        width = 1 << (shape >> 2 * i & 3)
+        count = last if "as many as" in meaning else 1
+        ends = range(at + width, at + width * count + 1, width)
+        found = [int.from_bytes(raw[end - width : end], "little", signed="sign" in meaning) for end in ends]
+        numbers[field.strip("`")] = tuple(found) if "as many as" in meaning else found[0]
+        at += width * count
+    return numbers, raw[at:]
 
 
 TTL_S = 1e6
@@ -298,7 +321,7 @@ def check_expiries(tables: dict[str, dict[bytes, bytes]], number: int, record: R
     """The one block that expires."""
     ((key, value),) = tables["expiries"].items()
     ((place, seal),) = tables["expiry_order"].items()
-    expiry, _ = opened(key, value, "expiries")
+    expiry = opened(key, value, "expiries")
     assert (key, expiry["seq"]) == (number.to_bytes(8, "big"), record.head["seq"])
     assert place == expiry["when"].to_bytes(8, "big") + key
     assert checked(place, seal) == b""
@@ -322,24 +345,36 @@ def check_index(
         tables = {n: dict(txn.cursor(db=env.open_db(n.encode(), txn=txn, create=False))) for n in names_of_tables}
     assert set(tables["blocks"]) == {block_id(secret, *name).to_bytes(8, "big") for name in live}
     refs: dict[tuple[int, bytes], int] = {}
+    clock = int.from_bytes(tables["meta"][b"clock"], "little")
     for (namespace, key), r in live.items():
         id_bytes = block_id(secret, namespace, key).to_bytes(8, "big")
-        entry, body = opened(id_bytes, tables["blocks"][id_bytes], "blocks")
-        assert cut(body, byte_table("blocks").layout.size, entry) == (namespace, key, r.meta, r.lengths)
-        assert (entry["tier_no"], entry["segment_no"], entry["offset"]) == r.place
-        same = ("seq", "parent_id", "record_len", "kind", "content_id")
+        body = checked(id_bytes, tables["blocks"][id_bytes], seed=2)
+        entry, names_ = byte_table("blocks").read(body), body[byte_table("blocks").layout.size :]
+        assert names_.startswith(namespace + key)
+        assert (entry["ns_len"], entry["key_len"]) == (len(namespace), len(key))
+        shape = entry["shape"]
+        numbers, meta = numbers_of(names_[len(namespace + key) :], "Numbers of a block", shape, entry["buffers"])
+        assert (numbers["lengths"], meta) == (r.lengths, r.meta)
+        assert (entry["tier_no"], numbers["segment_no"], 64 * numbers["offset"]) == r.place
+        assert (numbers["seq"], 64 * numbers["record_len"]) == (r.head["seq"], r.head["record_len"])
+        assert 0 < numbers["seq"] + numbers["clock"] <= clock
+        same = ("parent_id", "content_id")
         assert [entry[f] for f in same] == [r.head[f] for f in same]
+        assert shape >> 12 == r.head["kind"]
         content = (entry["tier_no"], entry["content_id"])
         refs[content] = refs.get(content, 0) + 1
-    assert {(k[0], k[1:]) for k in tables["contents"]} == set(refs)
-    for raw_key, value in tables["contents"].items():
-        entry, _ = opened(raw_key, value, "contents")
-        source = payloads[raw_key[0], raw_key[1:]]
-        assert (raw_key[0], entry["segment_no"], entry["offset"]) == source.place
-        assert entry["head_len"] == byte_table("Record").layout.size + source.head["variable_len"]
-        as_in_record = ("stored_len", "record_len", "codec", "payload_sum")
-        assert [entry[f] for f in as_in_record] == [source.head[f] for f in as_in_record]
-        assert entry["refs"] == refs[raw_key[0], raw_key[1:]]
+    assert set(tables["contents"]) == {bytes((tier_no,)) + content_id[:10] for tier_no, content_id in refs}
+    for (tier_no, content_id), count in refs.items():
+        raw_key = bytes((tier_no,)) + content_id[:10]
+        body = checked(raw_key, tables["contents"][raw_key], seed=2)
+        entry = byte_table("contents").read(body)
+        behind = body[byte_table("contents").layout.size :]
+        numbers, rest = numbers_of(behind, "Numbers of a content", entry["shape"])
+        source = payloads[tier_no, content_id]
+        assert (tier_no, numbers["segment_no"], 64 * numbers["offset"]) == source.place
+        assert 96 + numbers["head_len"] == byte_table("Record").layout.size + source.head["variable_len"]
+        assert (numbers["stored_len"], entry["codec"]) == (source.head["stored_len"], source.head["codec"])
+        assert (numbers["refs"], rest) == (count, b"")
     check_expiries(tables, block_id(secret, b"", b"empty"), live[b"", b"empty"])
     check_segments(folder.parent, store, tables["segments"], live, payloads)
     owned: dict[bytes, list[int]] = {}
@@ -347,12 +382,12 @@ def check_index(
         owned.setdefault(bytes((len(namespace),)) + namespace, []).append(sum(r.lengths))
     assert set(tables["namespaces"]) == set(owned)
     for raw_key, value in tables["namespaces"].items():
-        entry, _ = opened(raw_key, value, "namespaces")
+        entry = opened(raw_key, value, "namespaces")
         assert entry == {"blocks": len(owned[raw_key]), "nbytes": sum(owned[raw_key])}
     counters = {k.decode(): int.from_bytes(v, "little") for k, v in tables["meta"].items()}
     pages = {n.strip("`").replace(":N", f":{i}") for n, _ in rows("meta") for i in range(len(store["tiers"]))}
     assert set(counters) == pages
-    assert counters["complete"] == 1
+    assert counters["complete"] == 2
     assert counters["counted"] == last_commit
     gone = departures(tables["departures"], counters["departures"])
     assert {d["block_id"] for d in gone} == {block_id(secret, *name) for name in DELETED}
@@ -387,7 +422,7 @@ def check_segments(
     }
     found = {}
     for key, value in table.items():
-        entry, _ = opened(key, value, "segments")
+        entry = opened(key, value, "segments")
         tier_no, number = key[0], int.from_bytes(key[1:], "big")
         found[tier_no, number] = entry["committed_len"]
         assert entry["live_bytes"] == sum(n for p, n in needed.items() if p[:2] == (tier_no, number))

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import struct
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import lmdb
 
 from kvtier import Config, Store, codec
 from kvtier.fs import OsFileSystem
@@ -31,6 +34,7 @@ from tests.fuzz.plain import CORPUS
 from tests.stores import KIB, config, only_segment, tier
 
 Inputs = dict[str, bytes]
+GOLDEN = Path(__file__).parents[1] / "compat" / "store-v1.zip"
 
 
 def soft(size: int) -> bytes:
@@ -100,11 +104,25 @@ def index_inputs(folder: Path) -> tuple[Inputs, Inputs]:
     entries["3-row"] = row
     inputs = {}
     for name, entry in entries.items():
-        key, _, encode = index_entries.TABLES[int(name[0])]
-        inputs[name] = bytes((int(name[0]),)) + encode(key, entry)
+        table = index_entries.TABLES[int(name[0])]
+        assert table.encode is not None
+        inputs[name] = bytes((int(name[0]),)) + table.encode(table.key, entry)
+    inputs |= older_entries(folder)
     metas = raw[:META_BYTES] + raw[4096 : 4096 + META_BYTES]
     lengths = {"whole": len(raw), "cut": len(raw) // 2, "head": 200, "one": 4096}
     return inputs, {name: metas + struct.pack("<Q", length) for name, length in lengths.items()}
+
+
+def older_entries(folder: Path) -> Inputs:
+    """Of the first format, from a store that an older kvtier wrote."""
+    with zipfile.ZipFile(GOLDEN) as archive:
+        archive.extract("index/data.mdb", folder)
+    found: Inputs = {}
+    with lmdb.open(str(folder / "index"), readonly=True, lock=False, max_dbs=2) as env, env.begin() as txn:
+        for table, name in ((5, "blocks"), (6, "contents")):
+            for number, (_, value) in enumerate(txn.cursor(db=env.open_db(name.encode(), txn=txn, create=False))):
+                found[f"{table}-older-{name}-{number}"] = index_entries.reseal(bytes((table,)) + value)
+    return found
 
 
 def identity_inputs() -> Inputs:

@@ -12,8 +12,9 @@ from kvtier import ConfigError, CorruptStore, HitInto, Miss, MissReason, Store
 from kvtier.blocks import Hit
 from kvtier.fs import OsFileSystem
 from kvtier.identity import Identity, dump_identity, load_identity
+from kvtier.index import format1
 from kvtier.index.lmdb_index import ENGINE
-from kvtier.index.schema import IndexDamaged, _sealed, decode_block, decode_content, decode_row, decode_segment
+from kvtier.index.schema import FORM, IndexDamaged, _sealed, decode_row, decode_segment
 from tests.stores import MIB, config, disk_tier, fill, names, settle, tier
 
 #: No machine has so much memory: to ask for it raises MemoryError.
@@ -119,11 +120,21 @@ def test_segments_that_came_after_it_was_opened(tmp_path: Path) -> None:
         assert all(isinstance(hit, Hit) for hit in store.get_many(KEYS))
 
 
-@pytest.mark.parametrize("decode", [decode_block, decode_content, decode_segment, decode_row])
+@pytest.mark.parametrize(
+    ("decode", "seed"),
+    [
+        (FORM.decode_block, FORM.seed),
+        (FORM.decode_content, FORM.seed),
+        (format1.decode_block, 0),
+        (format1.decode_content, 0),
+        (decode_segment, 0),
+        (decode_row, 0),
+    ],
+)
 @pytest.mark.parametrize("length", [0, 5, 16, 70, 71, 72, 200, 897])
-def test_an_index_entry_of_a_wrong_length(decode: Callable[[bytes, bytes], object], length: int) -> None:
+def test_an_index_entry_of_a_wrong_length(decode: Callable[[bytes, bytes], object], seed: int, length: int) -> None:
     with pytest.raises(IndexDamaged):
-        decode(b"key", _sealed(b"key", bytes((255,)) * length))
+        decode(b"key", _sealed(b"key", bytes((255,)) * length, seed))
 
 
 @pytest.mark.parametrize("changed", [Identity(bytes(15), bytes(32), ENGINE), Identity(bytes(16), bytes(31), ENGINE)])

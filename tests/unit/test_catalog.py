@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvtier.index.lmdb_index import LmdbIndex, View
-from kvtier.index.schema import NamespaceEntry
+from kvtier.index.schema import CONTENT_KEY_BYTES, NamespaceEntry
 from kvtier.segment.format import NO_SUM, RecordHead, RecordKind, RecordState
 from kvtier.segment.writer import Written
 from kvtier.tiers.catalog import Change
@@ -60,14 +60,14 @@ class Bench:
             census = {b"": NamespaceEntry(len(blocks), sum(e.nbytes for e in blocks.values()))} if blocks else {}
             assert is_exact(view)
             assert view.namespaces(9) == census
-            refs = Counter(e.content_id for e in blocks.values())
+            refs = Counter(e.content_id[:CONTENT_KEY_BYTES] for e in blocks.values())
             assert {c: e.refs for c, e in contents.items()} == refs
             expected = dict.fromkeys(self.states, RecordState.DEAD)
             for content in contents.values():
                 expected[content.segment_no, content.offset] = RecordState.PAYLOAD_ONLY
             for entry in blocks.values():
                 expected[entry.segment_no, entry.offset] = RecordState.LIVE
-                content = contents[entry.content_id]
+                content = contents[entry.content_id[:CONTENT_KEY_BYTES]]
                 owns = (content.segment_no, content.offset) == (entry.segment_no, entry.offset)
                 assert (entry.kind == RecordKind.BLOCK) is owns
             assert self.states == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtier.errors import StoreClosed
-from kvtier.index import schema
+from kvtier.index import format1, schema
 from kvtier.index.data_file import DATA_FILE, looks_cut
 from kvtier.index.errors import IndexBusy, IndexUnusable
 from kvtier.index.following import FollowingIndex
@@ -21,6 +22,7 @@ from kvtier.index.schema import BlockEntry, ContentEntry, IndexDamaged, SegmentE
 
 U64 = st.integers(0, 2**64 - 1)
 U8 = st.integers(0, 255)
+ALIGNED = st.integers(0, 2**40).map(lambda n: schema.RECORD_ALIGN * n)
 SIXTEEN = st.binary(min_size=16, max_size=16)
 blocks = st.builds(
     BlockEntry,
@@ -28,10 +30,10 @@ blocks = st.builds(
     U64,
     U64,
     U64,
-    U64,
-    U64,
+    ALIGNED,
+    ALIGNED,
     U8,
-    U8,
+    st.integers(1, 2),
     SIXTEEN,
     st.binary(max_size=64),
     st.binary(min_size=1, max_size=128),
@@ -39,14 +41,12 @@ blocks = st.builds(
     st.lists(U64, min_size=1, max_size=64).map(tuple),
     st.just(0),  # it is elsewhere
 )
-contents = st.builds(
-    ContentEntry, U64, U64, st.integers(0, 2**16 - 1), U64, U64, U8, SIXTEEN, st.integers(0, 2**32 - 1)
-)
+contents = st.builds(ContentEntry, U8, U64, ALIGNED, st.integers(schema.HEAD_BYTES_MIN, 2**16 - 1), U64, U64)
 segment_entries = st.builds(SegmentEntry, U64, U64, st.booleans())
 
 
 def block(key: bytes = b"key", **changes: object) -> BlockEntry:
-    entry = BlockEntry(1, 2, 3, 4, 5, 6, 0, 1, bytes(16), b"ns", key, b"meta", (7, 8))
+    entry = BlockEntry(1, 2, 3, 4, 64, 128, 0, 1, bytes(16), b"ns", key, b"meta", (7, 8))
     return entry._replace(**changes)  # type: ignore[arg-type]
 
 
@@ -83,9 +83,48 @@ def test_any_flipped_bit_in_key_or_value_is_noticed() -> None:
             schema.decode_block(bytes(raw[:8]), bytes(raw[8:]))
 
 
+@pytest.mark.parametrize("clock", [0, 1, 127, 128, 129, 255, 256, 2**31, 2**63 - 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("seq", [0, 1, 128, 2**63, 2**64 - 1])
+def test_clock_and_seq_may_be_any_numbers(clock: int, seq: int) -> None:
+    entry = block(clock=clock, seq=seq)
+    assert schema.decode_block(b"some key", schema.encode_block(b"some key", entry)) == entry
+
+
+@pytest.mark.parametrize(
+    ("number", "width"),
+    [(0, 1), (255, 1), (256, 2), (65_535, 2), (65_536, 4), (2**32 - 1, 4), (2**32, 8), (2**64 - 1, 8)],
+)
+def test_numbers_are_as_narrow_as_can_be(number: int, width: int) -> None:
+    least = len(schema.encode_content(b"some key", ContentEntry(0, 0, 0, 96, 0, 0)))
+    for entry in (ContentEntry(0, number, 0, 96, 0, 0), ContentEntry(0, 0, 0, 96, number, 0)):
+        assert len(schema.encode_content(b"some key", entry)) == least - 1 + width
+    entries = [block(lengths=lengths) for lengths in ((0, 0), (0, number))]
+    assert len(set(map(len, (schema.encode_block(b"some key", e) for e in entries)))) == (2 if width > 1 else 1)
+
+
+def test_what_does_not_start_or_end_where_records_do_is_not_written() -> None:
+    for entry in (block(offset=65), block(record_len=65)):
+        with pytest.raises(ValueError, match="65"):
+            schema.encode_block(b"some key", entry)
+    with pytest.raises(struct.error):
+        schema.encode_content(b"some key", ContentEntry(0, 1, 64, 95, 5, 1))
+
+
+def test_an_entry_of_another_format_does_not_pass_its_checksum() -> None:
+    key, number = schema.block_key(1), schema.content_key(0, bytes(16))
+    for form, other in ((schema.FORM, format1.FORM), (format1.FORM, schema.FORM)):
+        value = schema._sealed(key, schema.encode_block(key, block())[:-4], form.seed)
+        assert schema.checked_body(key, value, seed=form.seed)
+        with pytest.raises(IndexDamaged, match="checksum"):
+            other.decode_block(key, value)
+        with pytest.raises(IndexDamaged, match="checksum"):
+            other.decode_content(number, schema._sealed(number, bytes(55), form.seed))
+
+
 @given(st.binary(max_size=100))
 def test_arbitrary_bytes_are_no_entry(raw: bytes) -> None:
-    for decode in (schema.decode_block, schema.decode_content, schema.decode_segment, schema.decode_expiry):
+    decoders = (schema.decode_block, schema.decode_content, schema.decode_segment, schema.decode_expiry)
+    for decode in (*decoders, format1.decode_block, format1.decode_content):
         with pytest.raises(IndexDamaged):
             decode(b"some key", raw)
 
@@ -111,7 +150,7 @@ def opened(folder: Path, **options: bool) -> LmdbIndex:
 
 
 def test_what_was_committed_is_read(index: LmdbIndex) -> None:
-    content, segment = ContentEntry(1, 64, 99, 5, 128, 0, bytes(16), 2), SegmentEntry(192, 128, True)
+    content, segment = ContentEntry(0, 1, 64, 99, 5, 2), SegmentEntry(192, 128, True)
     with index.write() as txn:
         txn.put_block(7, block())
         txn.put_content(1, b"c" * 16, content)
@@ -148,7 +187,7 @@ def test_walks_give_one_tier_in_order(index: LmdbIndex) -> None:
         for tier_no in (0, 1, 255):
             for n in (300, 2, 70_000):
                 txn.put_segment(tier_no, n, SegmentEntry(n, tier_no, False))
-                txn.put_content(tier_no, n.to_bytes(16, "big"), ContentEntry(n, 0, 0, 0, 0, 0, bytes(16), tier_no))
+                txn.put_content(tier_no, n.to_bytes(10, "big") + bytes(6), ContentEntry(0, n, 0, 96, 0, tier_no))
         for block_id in (5, 2**63, 1):
             txn.put_block(block_id, block(clock=block_id))
     with index.read() as view:
@@ -166,7 +205,7 @@ def test_deleting_and_clearing(index: LmdbIndex) -> None:
     with index.write() as txn:
         for n in (1, 2):
             txn.put_block(n, block())
-            txn.put_content(0, bytes((n,)) * 16, ContentEntry(n, 0, 0, 0, 0, 0, bytes(16), 1))
+            txn.put_content(0, bytes((n,)) * 16, ContentEntry(0, n, 0, 96, 0, 1))
             txn.put_segment(0, n, SegmentEntry(0, 0, False))
         txn.del_block(1)
         txn.del_content(0, b"\x01" * 16)

@@ -42,7 +42,7 @@ ROOM = 1 << 40
 def located(block_id: int, offset: int, size: int = 900, segment_no: int = 1, tier: Any = TIER) -> Located:
     key = b"%d" % block_id
     entry = BlockEntry(0, 0, 0, segment_no, offset, HEAD + size, 0, 1, bytes(16), b"", key, b"", (size,))
-    content = ContentEntry(segment_no, offset, HEAD, size, HEAD + size, 0, bytes(16), 1)
+    content = ContentEntry(0, segment_no, offset, HEAD, size, 1)
     return Located(Wanted(block_id, b"", key, key), entry, content, tier)
 
 

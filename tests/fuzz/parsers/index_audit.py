@@ -33,7 +33,7 @@ def made(folder: str) -> bytes:
         with index.write() as txn:
             place = 0, 64 * number, 64, 0, 1
             txn.put_block(number, BlockEntry(number, number, 0, *place, content_id, b"", b"key", bytes(200), (9,)))
-            txn.put_content(0, number.to_bytes(16, "big"), ContentEntry(0, 64 * number, 128, 9, 192, 0, content_id, 1))
+            txn.put_content(0, number.to_bytes(16, "big"), ContentEntry(0, 0, 64 * number, 128, 9, 1))
             txn.put_segment(0, 0, SegmentEntry(64 * number, 64, False))
             txn.add_departures([Departure(number, 0, Reason.EVICTED, 0)])
             txn.del_block(number // 2)
