@@ -502,18 +502,20 @@ def test_no_moment_at_which_nothing_is_known(tmp_path: Path) -> None:
                 if store.explain(key).state is BlockState.UNKNOWN:
                     unknown.append(key)
 
-    with Store.open(small_config(tmp_path)) as store:
+    with Store.open(small_config(tmp_path, small(bytes_max=4 * MIB))) as store:  # readers may make the index grow
         readers = [threading.Thread(target=ask, args=(seed,)) for seed in range(2)]
         for reader in readers:
             reader.start()
-        for key in keys:
-            store.put(key, noise(key, 20 * KIB))
-            put.append(key)
-        store.flush()
-        done.set()
-        for reader in readers:
-            reader.join()
-        assert store.stats().counters["evictions"] > 200
+        try:
+            for key in keys:
+                store.put(key, noise(key, 20 * KIB))
+                put.append(key)
+            store.flush()
+        finally:
+            done.set()
+            for reader in readers:
+                reader.join()
+        assert store.stats().counters["evictions"] > 50
         assert unknown == []
         assert (BlockState.EVICTED, "disk") in states(store, keys)
 
