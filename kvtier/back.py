@@ -350,9 +350,8 @@ class Back:
         self._worker.poke()
 
     def _when_idle(self) -> float | None:
-        """Make memory ready for the next puts, expire some blocks, or else compact a little."""
-        if self._pool.restock():
-            return 0.0
+        """Make memory ready for the next puts; then expire some blocks, or else compact a little."""
+        self._pool.restock()
         if (soon := self._expiry.step()) == 0.0:
             return soon
         later = self.ladder.compactor.step(self.ladder.tiers)

@@ -33,8 +33,8 @@ class Headroom:
         if (pressure := self._front.ram.pressure) is not None:
             evicted = self._front.keep_ram_to(pressure.look(self._front.ram.bytes_used))
             self._signals.count("ram_pressure_evictions", evicted)
+            self._pool.keep_spare(self._front.ram.cap >= self._front.ram.bytes_max)
             if evicted:
-                self._pool.trim()
                 give_back()  # else the next look would find as little, and evict as much again
         return self._back.look() if self._back is not None else False
 

@@ -6,13 +6,15 @@ last view of it is gone: whoever keeps a block keeps its bytes. What was taken a
 by :meth:`BufferPool.restock`, in the background, so that the next turn of a conversation finds memory that was touched.
 
 Memory is lent as views of an object that is weakly referenced; when no view is left, that object goes, and the memory
-comes back.
+comes back. The garbage collector tells of that before it runs finalizers, which may still see it: so memory is lent
+again only once nothing refers to it any more, which its reference count says.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 import threading
 import weakref
 from collections import Counter, deque
@@ -22,28 +24,38 @@ from typing import Any
 
 #: Smaller values get memory from Python's allocator, which uses it again by itself.
 LEAST_BYTES = 128 << 10
+_MAPPED_BYTES_MIN = 2 << 20  # a huge page
+_MAPPINGS_MAX = 1 << 14  # a process may have 65,530, by Linux's default
 
 
 class _Memory:
-    """So many bytes, whole pages."""
+    """So many bytes, whole pages. ``may_map``: as a mapping of its own, where that is of use."""
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, may_map: bool) -> None:
         self.nbytes = nbytes
         self.is_owed = False  # while it is lent, and is to be made ready anew if it does not come back
-        self._map = _new(nbytes)
+        self.map = _new(nbytes, may_map)
         self._kind = ctypes.c_ubyte * nbytes
+        self._references = sys.getrefcount(self.map)
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether anything refers to it still."""
+        return sys.getrefcount(self.map) > self._references
 
     def lend(self) -> ctypes.Array[ctypes.c_ubyte]:
         """What stands for it, until the last view of that is gone."""
-        return self._kind.from_buffer(self._map)
+        return self._kind.from_buffer(self.map)
 
     def touch(self) -> None:
         """Have the system provide its pages now. Other Python threads go on meanwhile."""
         ctypes.memset(ctypes.addressof(self.lend()), 0, self.nbytes)
 
 
-def _new(nbytes: int) -> mmap.mmap | bytearray:
+def _new(nbytes: int, may_map: bool) -> mmap.mmap | bytearray:
     """A private mapping, in huge pages where there are any; a ``bytearray`` where there is no such mapping."""
+    if not may_map or nbytes < _MAPPED_BYTES_MIN:
+        return bytearray(nbytes)
     try:
         mapped = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (AttributeError, OSError):
@@ -67,6 +79,8 @@ class BufferPool:
     def __init__(self, spare_bytes_max: int) -> None:
         self.spare_bytes = 0
         self._spare_bytes_max = spare_bytes_max
+        self._may_spare = True
+        self._mappings: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._spare: list[_Memory] = []  # the latest to come back last
         self._returned: deque[_Memory] = deque()
@@ -84,11 +98,13 @@ class BufferPool:
             self._collect()
             memory = self._fitting(nbytes)
         if memory is None:
-            memory = _Memory(_in_pages(nbytes))
+            memory = self._made(_in_pages(nbytes))
         memory.is_owed = not is_brief
         with self._lock:
             self._owed[memory.nbytes] += memory.is_owed
-        return memoryview(self._lend(memory)).cast("B")[:nbytes]
+        view = memoryview(self._lend(memory)).cast("B")[:nbytes]
+        self._settle()
+        return view
 
     def copy_of(self, view: memoryview) -> memoryview:
         """The same bytes in memory of the pool, read-only."""
@@ -98,29 +114,31 @@ class BufferPool:
         copy[:] = view
         return copy.toreadonly()
 
-    def restock(self) -> bool:
-        """Make as much memory ready as was taken since last time and did not come back, as far as it may be spare;
-        whether it was any."""
+    def restock(self) -> None:
+        """Make as much memory ready as was taken since last time and did not come back, as far as it may be spare."""
         with self._lock:
             self._collect()
             owed, self._owed = +self._owed, Counter()
-        self.stock(owed.elements())
-        return bool(owed)
+        self.stock(size for size, count in owed.items() for _ in range(min(count, self._spare_bytes_max // size)))
 
     def stock(self, sizes: Iterable[int]) -> None:
         """Make memory of these sizes ready, as far as it may be spare."""
         for size in map(_in_pages, sizes):
-            if self.spare_bytes + size > self._spare_bytes_max:
-                break
-            memory = _Memory(size)
-            memory.touch()
-            self._give_back(memory)
+            if self._may_spare and self.spare_bytes + size <= self._spare_bytes_max:
+                memory = self._made(size)
+                memory.touch()
+                self._give_back(memory)
 
-    def trim(self) -> None:
-        """Give all spare memory back to the system."""
-        with self._lock:
-            self._spare.clear()
-            self.spare_bytes = 0
+    def keep_spare(self, may_spare: bool) -> None:
+        """Whether memory that nobody uses is kept; if not, it goes back to the system, now and as it comes back."""
+        self._may_spare = may_spare
+        self._settle(also_if_empty=True)
+
+    def _made(self, nbytes: int) -> _Memory:
+        memory = _Memory(nbytes, len(self._mappings) < _MAPPINGS_MAX)
+        if isinstance(memory.map, mmap.mmap):
+            self._mappings.add(memory.map)
+        return memory
 
     def _lend(self, memory: _Memory) -> ctypes.Array[ctypes.c_ubyte]:
         lent = memory.lend()
@@ -134,9 +152,14 @@ class BufferPool:
         return lent
 
     def _give_back(self, memory: _Memory) -> None:
-        """If the lock cannot be had now, whoever takes it next finds the memory."""
+        """If the lock cannot be had now, whoever has it finds the memory before long."""
         self._returned.append(memory)
-        if self._lock.acquire(blocking=False):
+        self._settle()
+
+    def _settle(self, *, also_if_empty: bool = False) -> None:
+        """Take in what came back, also while another thread held the lock."""
+        while (self._returned or also_if_empty) and self._lock.acquire(blocking=False):
+            also_if_empty = False
             try:
                 self._collect()
             finally:
@@ -150,8 +173,8 @@ class BufferPool:
             if memory.is_owed and self._owed[memory.nbytes]:
                 self._owed[memory.nbytes] -= 1
             memory.is_owed = False
-        dropped = 0
-        while self.spare_bytes > self._spare_bytes_max:
+        dropped, most = 0, self._spare_bytes_max if self._may_spare else 0
+        while self.spare_bytes > most:
             self.spare_bytes -= self._spare[dropped].nbytes
             dropped += 1
         del self._spare[:dropped]
@@ -159,8 +182,9 @@ class BufferPool:
     def _fitting(self, nbytes: int) -> _Memory | None:
         """Spare memory of that size, or up to an eighth more."""
         for at in range(len(self._spare) - 1, -1, -1):
-            if nbytes <= self._spare[at].nbytes <= nbytes + nbytes // 8 + mmap.PAGESIZE:
-                memory = self._spare.pop(at)
+            memory = self._spare[at]
+            if nbytes <= memory.nbytes <= nbytes + nbytes // 8 + mmap.PAGESIZE and not memory.is_seen:
+                del self._spare[at]
                 self.spare_bytes -= memory.nbytes
                 return memory
         return None

@@ -167,6 +167,7 @@ class Store(Advised):
         self._front.close()
         if self._back:
             self._back.close()
+        self._pool.keep_spare(False)
 
     def __enter__(self) -> Store:
         return self

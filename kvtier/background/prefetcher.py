@@ -86,11 +86,9 @@ class Prefetcher:
         held = self._threads + 1 if in_order and not keep else len(batches)
         at_once = 1 if habits.one_at_a_time else self._coalesce_bytes_max
         bounds = Bounds(held, self._bytes_max, at_once, _FIRST_READS * habits.first_bytes)
-        fetch, check = partial(self._fetch, keep=keep), partial(self._check, keep=keep)
+        memory = None if keep else self._slab if in_order else partial(self._buffers.take, is_brief=True)
+        fetch, check = partial(self._reader.fetch, memory=memory), partial(self._check, keep=keep)
         return ReadAhead(batches, fetch, check, self._pool.submit, bounds, order).outcomes()
-
-    def _fetch(self, batch: Batch, keep: bool) -> Raw:
-        return self._reader.fetch(batch, None if keep else self._slab)
 
     def _slab(self, nbytes: int) -> memoryview:
         """Memory for a batch that passes through: of one size for all, so that any serves the next one."""
@@ -199,7 +197,7 @@ class Prefetcher:
 
     def _bring(self, batch: Batch, future: Future[None]) -> None:
         try:
-            self._check(self._fetch(batch, keep=True), keep=True, prefetched=True)
+            self._check(self._reader.fetch(batch), keep=True, prefetched=True)
         finally:
             with self._lock:
                 self._flying_bytes -= size_of(batch)

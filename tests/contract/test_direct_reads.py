@@ -132,6 +132,32 @@ def test_a_failing_disk_is_no_refusal(disk: _Disk) -> None:
     assert disk.direct != []
 
 
+def test_of_two_readers_that_come_first_one_opens_the_file_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, reopen = direct.DirectReads(), _platform.reopen_direct
+    fd = os.open(tmp_path / "a", os.O_RDWR | os.O_CREAT)
+    opened: list[int | None] = []
+
+    def slowly(fd: int) -> int | None:
+        monkeypatch.setattr(_platform, "reopen_direct", reopen)
+        opened.append(reads._twin(fd))  # as another thread would, meanwhile
+        opened.append(reopen(fd))
+        return opened[-1]
+
+    monkeypatch.setattr(_platform, "reopen_direct", slowly)
+    twin = reads._twin(fd)
+    if None in opened:
+        pytest.skip("the file system under the temporary folder has no direct reads")
+    assert twin == opened[0]
+    reads.forget(fd)
+    for gone in opened:
+        assert gone is not None
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(gone)
+    os.close(fd)
+
+
 def whole(disk: _Disk, skip: int = 0) -> memoryview:
     """Aligned memory for all of the file, whole pages; ``skip``: from that byte of a page on."""
     size = -(-len(disk.value) // direct.PAGE) * direct.PAGE

@@ -231,11 +231,14 @@ def test_ram_shrinks_while_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> N
         machine.used = lambda: store._front.ram.bytes_used
         fill(store, keys, 100 * KIB)
         store.pin(keys[:3])
+        store.buffer(MIB).release()
         look(store)
         assert trims == []
+        assert store._pool.spare_bytes == MIB
         machine.others = GIB - 70 * MIB  # so that 6 MiB are left above the floor
         look(store)
         assert trims == ["trim"]
+        assert store._pool.spare_bytes == 0
         stats = store.stats()
         assert stats.ram.bytes_used <= stats.ram.bytes_max_effective < stats.ram.bytes_max
         assert 5 * MIB < stats.ram.bytes_used <= 6 * MIB
@@ -251,6 +254,8 @@ def test_ram_shrinks_while_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> N
             clock.now += 11
             look(store)
         assert store.stats().ram.bytes_max_effective == 16 * MIB
+        store.buffer(MIB).release()
+        assert store._pool.spare_bytes == MIB
         fill(store, keys, 100 * KIB)
         assert store.match(keys) == 100
 

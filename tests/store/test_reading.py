@@ -203,9 +203,9 @@ def test_buffers_of_blocks_that_passed_through_are_used_again(tmp_path: Path, mo
     made: list[int] = []
     new = pool._new
 
-    def counted(nbytes: int) -> object:
+    def counted(nbytes: int, may_map: bool) -> object:
         made.append(nbytes)
-        return new(nbytes)
+        return new(nbytes, may_map)
 
     monkeypatch.setattr(pool, "_new", counted)
     keys = names(60)
@@ -217,6 +217,9 @@ def test_buffers_of_blocks_that_passed_through_are_used_again(tmp_path: Path, mo
             assert isinstance(hit, Hit)
             del hit
         assert len(made) <= 3 + 3  # for 20 reads of three blocks; those that are made ahead may come too late
+        made.clear()
+        store._pool.restock()
+        assert made == [], "what passed through came back"
 
 
 def test_get_many_outlasts_eviction_and_stops_at_close(tmp_path: Path) -> None:

@@ -6,12 +6,19 @@ import ctypes
 import gc
 import mmap
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+import kvtier.pool
 from kvtier import Config, Hit, Store
-from kvtier.pool import LEAST_BYTES, BufferPool
+from kvtier.pool import LEAST_BYTES, BufferPool, _Memory
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 SIZE = 256 << 10
 PLENTY = 64 << 20
@@ -25,8 +32,7 @@ def address(view: memoryview) -> int:
 @pytest.fixture(params=["mapped", "bytearrays"])
 def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> BufferPool:
     """With and without private mappings."""
-    if request.param == "bytearrays":
-        monkeypatch.delattr(mmap, "MAP_PRIVATE")
+    monkeypatch.setattr("kvtier.pool._MAPPED_BYTES_MIN", SIZE if request.param == "mapped" else PLENTY)
     return BufferPool(PLENTY)
 
 
@@ -71,8 +77,13 @@ def test_what_is_kept_for_reuse_is_bounded() -> None:
     assert pool.spare_bytes == 0
     views.clear()
     assert pool.spare_bytes == 3 * SIZE
-    pool.trim()
+    pool.keep_spare(False)
     assert pool.spare_bytes == 0
+    one = pool.take(SIZE)
+    del one
+    pool.stock([SIZE])
+    assert pool.spare_bytes == 0
+    pool.keep_spare(True)
     big = pool.take(4 * SIZE)
     del big
     assert pool.spare_bytes == 0, "it alone is over the bound"
@@ -91,30 +102,30 @@ def test_what_did_not_come_back_is_made_ready_anew(pool: BufferPool) -> None:
     returned = pool.take(2 * SIZE)
     del returned
     spare = pool.spare_bytes
-    assert pool.restock()
-    assert pool.spare_bytes == spare + 3 * SIZE
-    assert not pool.restock(), "once for each"
+    for _ in range(2):
+        pool.restock()
+        assert pool.spare_bytes == spare + 3 * SIZE, "once for each"
     kept += [pool.take(SIZE) for _ in range(3)]  # of what was ready, too: the next turn will take as much
     assert pool.spare_bytes == spare
-    assert pool.restock()
+    pool.restock()
     assert pool.spare_bytes == spare + 3 * SIZE
     assert len(kept) == 6
 
 
 def test_what_is_taken_for_a_moment_is_not(pool: BufferPool) -> None:
     view = pool.take(SIZE, is_brief=True)
-    assert not pool.restock()
-    assert view.nbytes == SIZE
+    pool.restock()
+    assert (view.nbytes, pool.spare_bytes) == (SIZE, 0)
 
 
 def test_restocking_stays_within_the_bound() -> None:
     pool = BufferPool(3 * SIZE)
-    kept = [pool.take(SIZE) for _ in range(10)]
-    assert pool.restock()
-    assert pool.spare_bytes == 3 * SIZE
+    kept = [pool.take(4 * SIZE), *(pool.take(SIZE) for _ in range(10))]
+    pool.restock()
+    assert pool.spare_bytes == 3 * SIZE, "what is over the bound alone does not keep others away"
     pool.stock([SIZE])
     assert pool.spare_bytes == 3 * SIZE
-    assert len(kept) == 10
+    assert len(kept) == 11
 
 
 def test_memory_that_comes_back_while_the_lock_is_held_is_found_later(pool: BufferPool) -> None:
@@ -123,6 +134,54 @@ def test_memory_that_comes_back_while_the_lock_is_held_is_found_later(pool: Buff
     with pool._lock:
         del view  # as the garbage collector may, inside any of the pool's own methods
     assert address(pool.take(SIZE)) == where
+    with pool._lock:
+        pool._returned.append(_Memory(SIZE, False))
+    pool.keep_spare(False)
+    assert (pool.spare_bytes, len(pool._returned)) == (0, 0)
+
+
+class _Cycle:
+    """Garbage that only the collector finds, and that still uses what it holds at its end."""
+
+    def __init__(self, view: memoryview, at_end: Callable[[memoryview], object]) -> None:
+        self.me, self.view, self.at_end = self, view, at_end
+
+    def __del__(self) -> None:
+        self.at_end(self.view)
+
+
+def test_what_a_finalizer_still_sees_is_not_used_again(pool: BufferPool) -> None:
+    """The collector clears weak references first, and runs finalizers then."""
+    saved: list[memoryview] = []
+    _Cycle(pool.take(SIZE), saved.append)
+    gc.collect()
+    other = pool.take(SIZE)
+    other[:] = b"o" * SIZE
+    saved[0][:] = b"s" * SIZE
+    assert bytes(other) == b"o" * SIZE
+    where = address(saved.pop())
+    assert address(pool.take(SIZE)) == where, "and is, once nothing sees it"
+
+
+def test_large_mappings_are_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtier.pool._MAPPINGS_MAX", 3)
+    monkeypatch.setattr("kvtier.pool._MAPPED_BYTES_MIN", SIZE)
+    pool = BufferPool(0)
+    views = [pool.take(SIZE) for _ in range(5)]
+    assert len(pool._mappings) <= 3
+    views.clear()
+    assert len(pool._mappings) == 0
+
+
+@pytest.mark.skipif(not hasattr(resource, "RUSAGE_THREAD"), reason="page faults of a thread are not counted here")
+def test_what_was_made_ready_was_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvtier.pool._MAPPED_BYTES_MIN", SIZE)  # smaller than a huge page: a fault for each page
+    pool, source = BufferPool(PLENTY), b"x" * SIZE
+    pool.stock([SIZE])
+    view = pool.take(SIZE)
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    view[:] = source
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before < SIZE // mmap.PAGESIZE // 2
 
 
 def test_threads_never_share_memory(pool: BufferPool) -> None:
@@ -132,10 +191,10 @@ def test_threads_never_share_memory(pool: BufferPool) -> None:
         for _ in range(100):
             view = pool.take(SIZE)
             view[:] = bytes([mark]) * SIZE
+            pool.restock()
             if bytes(view) != bytes([mark]) * SIZE:
                 wrong.append(mark)
             del view
-            pool.restock()
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
     for t in threads:
@@ -170,6 +229,31 @@ def test_a_value_is_written_to_where_an_evicted_one_was(config: Config) -> None:
             hit = store.get(b"%d" % n)
             assert isinstance(hit, Hit)
             assert bytes(hit.buffers[0]) == bytes([n]) * SIZE
+
+
+def test_the_worker_makes_ready_what_the_next_turn_takes(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    new = kvtier.pool._new
+
+    def counted(nbytes: int, may_map: bool) -> object:
+        made.append(nbytes)
+        return new(nbytes, may_map)
+
+    monkeypatch.setattr("kvtier.pool._new", counted)
+    roomy = config.model_copy(update={"ram": config.ram.model_copy(update={"bytes_max": PLENTY})})
+    made_by_puts = []
+    with Store.open(roomy, background=False) as store:
+        for turn in range(3):
+            store.flush()
+            while store._back is not None and store._back._worker.step():
+                pass
+            made.clear()
+            for n in range(4):
+                store.put(b"%d %d" % (turn, n), bytearray([n]) * SIZE)
+            made_by_puts.append(len(made))
+        pool = store._pool
+    assert made_by_puts == [4, 0, 0]
+    assert pool.spare_bytes == 0, "a store that is closed keeps nothing"
 
 
 def test_a_reader_that_keeps_a_block_keeps_its_bytes_whatever_is_evicted(config: Config) -> None:

@@ -60,7 +60,9 @@ class Recorder:
         while start < len(tokens):
             piece = next(new_pieces(keys, start, len(tokens), self._piece_tokens_max))
             try:
-                if not to.has(piece) and not self._record_piece(piece, keys.at(start) if start else None):
+                if to.has(piece):
+                    to.looked_up += 1
+                elif not self._record_piece(piece, keys.at(start) if start else None):
                     return False
             except LimitError:
                 if piece.end - start == 1:
