@@ -1,4 +1,5 @@
-"""Plots of the suites on policies, one SVG each, from their figures. Needs matplotlib, of the extra ``plots``."""
+"""Plots of the suites, one SVG and one PNG each, from their figures; here those of the suites on policies. Needs
+matplotlib, of the extra ``plots``."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench import plots_io
 from bench.eviction import OURS
 from kvtier.replay.plots import curve
 
@@ -16,6 +18,7 @@ TITLES = {
     "churn": "Bytes written and kept under churn",
     "hdd": "Restores from a hard disk, of sequential reading",
     "prefetch": "Wait that prefetching hides",
+    **plots_io.TITLES,
 }
 Figures = Mapping[str, Any]
 _IMAGES: Any = {
@@ -25,7 +28,7 @@ _IMAGES: Any = {
 
 
 def draw(figures: Figures, folder: Path) -> list[Path]:
-    """One file for each suite that has a plot; none at all without matplotlib."""
+    """Two files for each suite that has a plot; none at all without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         return []
     from matplotlib import rc_context
@@ -37,9 +40,10 @@ def draw(figures: Figures, folder: Path) -> list[Path]:
             figure = Figure(layout="constrained")
             make(figure, figures[name])
             figure.suptitle(TITLES[name])
-            files.append(folder / f"{name}.svg")
             with rc_context(_IMAGES):
-                figure.savefig(files[-1], metadata={"Date": None})
+                for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+                    files.append(folder / f"{name}.{kind}")
+                    figure.savefig(files[-1], metadata=metadata)
     return files
 
 
@@ -126,4 +130,5 @@ _MAKERS: dict[str, Callable[[Any, Figures], None]] = {
     "churn": _churn,
     "hdd": _hdd,
     "prefetch": _prefetch,
+    **plots_io.MAKERS,
 }
