@@ -21,8 +21,8 @@ from kvtier_adapters.llama_cpp.cache import Attachment
 from kvtier_adapters.llama_cpp.demo.worker import kv_bytes_per_token
 
 TURNS = 20
-_TURNS_QUICK = 4
-_FIRST_TOKENS, _ANSWER_TOKENS = 1024, 64
+_TURNS_QUICK = 3
+_FIRST_TOKENS, _FIRST_TOKENS_QUICK, _ANSWER_TOKENS = 1024, 256, 64
 
 
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
         llm = Llama(str(model), n_ctx=8192, flash_attn=True, verbose=False)
         row_bytes = kv_bytes_per_token(llm)
         say(f"{name}: {turns} turns")
-        found = _turns(llm, prompt(model, _FIRST_TOKENS), row_bytes, turns)
+        found = _turns(llm, prompt(model, _FIRST_TOKENS_QUICK if quick else _FIRST_TOKENS), row_bytes, turns)
         rows.append({"model": name, "kv_bytes_per_token": row_bytes, "turns": found})
         llm.close()
     return {"rows": rows}

@@ -1,4 +1,4 @@
-"""Sizes of the I/O benchmarks: small in tests, so that each runs in a moment; ``python -m bench io`` asks for more."""
+"""Sizes of the I/O benchmarks: small in tests, so that each runs in a moment; ``python -m bench`` asks for more."""
 
 from __future__ import annotations
 

@@ -119,8 +119,9 @@ def benchmarks(summary: Summary, folder: str = FROM_DOCS) -> str:
 
 def everything(summary: Summary) -> str:
     """All figures, on one page in the folder of the plots."""
-    names = ("scoreboard", "benchmarks", *POLICIES)
-    return "\n".join(f"## {name}\n\n{part(name, summary, folder='')}" for name in names)
+    parts = [part(name, summary, folder="") for name in ("scoreboard", "benchmarks")]
+    parts += [f"## {plots.TITLES[name]}\n\n{part(name, summary, folder='')}" for name in POLICIES]
+    return "\n".join(parts)
 
 
 def _plot(name: str, folder: str) -> list[str]:

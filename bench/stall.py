@@ -28,7 +28,7 @@ _HISTORY_TOKENS = 512
 
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Seconds of the calling thread for capturing a turn of 64, 256 and 1024 tokens behind a history."""
-    turns, repeats = (TURNS[:2], 3) if quick else (TURNS, 6)
+    turns, repeats = (TURNS[:1], 3) if quick else (TURNS, 6)
     rows = []
     for name, model in model_files().items():
         llm = Llama(str(model), n_ctx=_HISTORY_TOKENS + max(turns) * repeats + 64, flash_attn=True, verbose=False)

@@ -31,14 +31,15 @@ OURS = ("kvtier", "kvtier_ram", "kvtier_hdd")
 PEERS = ("raw", "disk_cache", "ram_cache")
 ARMS = (*OURS, "limit", *PEERS, "cold")
 _LENGTHS = {"SmolLM2-135M": (1024, 4096, 8000), "Gemma 3 270M": (1024, 4096, 15_000)}
+_QUICK_TOKENS = 256
 
 
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """One row for each model and length; times in seconds."""
     rows = []
     for name, model in model_files().items():
-        for tokens in _LENGTHS[name][:1] if quick else _LENGTHS[name]:
-            rows.append(_measure(name, model, tokens, 3 if quick else 5, say))
+        for tokens in (_QUICK_TOKENS,) if quick else _LENGTHS[name]:
+            rows.append(_measure(name, model, tokens, 2 if quick else 5, say))
     return {"rows": rows, "page_cache": rows[0]["page_cache"]}
 
 
