@@ -47,18 +47,26 @@ def chat(figure: Any, figures: Figures) -> None:
 
 
 def block_io(figure: Any, figures: Figures) -> None:
-    """Rates against the size of blocks, of what has a rate."""
-    figure.set_size_inches(10, 6)
-    axes = figure.add_subplot(xscale="log", yscale="log", xlabel="bytes of a block", ylabel="bytes a second")
-    lines: dict[str, list[tuple[int, float]]] = {}
-    for row in figures["rows"]:
-        if row["bytes"] and row["operation"] not in ("from ram", "pending", "read and write"):
-            name = f"{row['operation']} {row['arm']}".strip()
-            lines.setdefault(name, []).append((row["block_bytes"], row["bytes"] / row["call_s"]["median"]))
-    for number, (name, points) in enumerate(lines.items()):
-        axes.plot(*zip(*points, strict=True), marker="os^v"[number // 10 % 4], label=name)
-    axes.grid(visible=True, alpha=0.3)
-    figure.legend(loc="outside right center", fontsize="x-small")
+    """Rates against the size of blocks, of what reads or writes a disk: one block at a time, and many."""
+    figure.set_size_inches(12, 5)
+    for place, title in enumerate(("one block", "many blocks"), 1):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for row in figures["rows"]:
+            if _PANELS.get(row["operation"]) == title:
+                name = f"{row['operation']} {row['arm']}".strip()
+                lines.setdefault(name, []).append((row["block_bytes"], row["bytes"] / row["call_s"]["median"]))
+        axes = figure.add_subplot(1, 2, place, xscale="log", yscale="log", title=title, xlabel="bytes of a block")
+        for name, points in lines.items():
+            axes.plot(*zip(*points, strict=True), marker="o", label=name)
+        axes.set_ylabel("bytes a second")
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(fontsize="x-small")
+
+
+_PANELS = {
+    **dict.fromkeys(("put", "put give", "from ssd", "from cold ssd", "from hdd"), "one block"),
+    **dict.fromkeys(("put and flush", "get many", "prefetch", "compact"), "many blocks"),
+}
 
 
 def threads(figure: Any, figures: Figures) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from bench import fio
 from bench.measure import alternate, alternate_with_peers, spread, timed
-from bench.stores import config_of
+from bench.stores import config_of, hit
 from bench.workloads import MIB, Payload, payloads, stamped
 from kvtier import Config, Hit, Store
 from kvtier_adapters.llama_cpp.demo import page_cache
@@ -111,13 +111,20 @@ def _ram(folder: Path, blocks: list[Payload], repeats: int) -> dict[str, Any]:
             "memcpy": each(lambda i: np.copyto(target, blocks[i])),
         }
         samples = alternate(arms, repeats)
-        copied = {"RAM": allocated_bytes(lambda: store.get(b"0"))}
+        copied = {"RAM": _copied_bytes(store, b"0")}
     with Store.open(config_of(folder / "queue"), background=False) as store:  # which writes when it is closed
         store.put(b"pending", blocks[0].data)
-        copied["the write queue"] = allocated_bytes(lambda: store.get(b"pending"))
+        copied["the write queue"] = _copied_bytes(store, b"pending")
     found: dict[str, Any] = {name: spread(s) for name, s in samples.items()}
     ratio = found["memcpy"]["median"] / found["get_into"]["median"]
     return {**found, "memcpy_to_get_into": ratio, "get_copies_bytes": copied}
+
+
+def _copied_bytes(store: Store, key: bytes) -> int:
+    """Bytes that ``get`` of a block in memory takes: all of them, if a second one gives other memory; else what it
+    allocates."""
+    one, other = (np.frombuffer(hit(store.get(key)).buffers[0], dtype=np.uint8) for _ in range(2))
+    return allocated_bytes(lambda: store.get(key)) if one.ctypes.data == other.ctypes.data else one.nbytes
 
 
 def allocated_bytes(work: Callable[[], object]) -> int:
@@ -149,7 +156,7 @@ def _reads(folder: Path, raw: Path, blocks: list[Payload], repeats: int) -> dict
             return total / timed(lambda: read(store))
 
     def many(store: Store, keep: bool = True) -> None:
-        if sum(hit.nbytes for hit in store.get_many(keys, keep=keep) if isinstance(hit, Hit)) != total:
+        if sum(h.nbytes for h in store.get_many(keys, keep=keep) if isinstance(h, Hit)) != total:
             raise RuntimeError("blocks are missing")
 
     def into(store: Store) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from bench import __main__ as command
-from bench import fio, index_entries, measure, report
+from bench import block_io, fio, index_entries, measure, pytest_run, report
 from bench.compression import entropy_bytes
+from bench.pytest_run import run_files
 from bench.storage import allocated_bytes
 
 
@@ -85,6 +86,27 @@ def test_a_suite_that_fails_stops_no_other(tmp_path: Path, monkeypatch: pytest.M
     command.main()
     summary = json.loads((tmp_path / ".benchmarks" / "quick" / "summary.json").read_text(encoding="utf-8"))
     assert summary["failed"] == {}
+
+
+def test_benchmarks_become_rows() -> None:
+    ran = run_files(
+        ["test_chains.py"], "--sizes", "small", "-k", "get_many and 64 and cold", "--benchmark-max-time", "0"
+    )
+    assert ran.left_out == {}
+    rows = [block_io._row(benchmark) for benchmark in ran.benchmarks]
+    assert sorted(row["arm"] for row in rows) == ["cold, keep", "cold, pass through"]
+    assert {(row["operation"], row["block_bytes"], row["bytes"]) for row in rows} == {("get many", 64 << 10, 4 << 20)}
+    assert all(row["call_s"]["median"] > 0 for row in rows)
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    report.write_text(
+        '<testsuites><testsuite><testcase name="a"/><testcase name="b"><skipped message="no room"/></testcase>'
+        '<testcase name="c"><failure message="OSError: gone&#10;more"/></testcase></testsuite></testsuites>',
+        encoding="utf-8",
+    )
+    assert pytest_run._left_out(report) == {"b": "skipped: no room", "c": "failure: OSError: gone"}
 
 
 def test_fio_reads_a_file(tmp_path: Path) -> None:
