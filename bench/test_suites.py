@@ -25,7 +25,7 @@ def test_many_entries_are_there_and_real_blocks_are_found(monkeypatch: pytest.Mo
     found = index_entries.measure((100, 2000), 100, 1, nothing)
     assert [row["blocks"] for row in found["rows"]] == [100, 2000]
     small, large = (row["index_bytes"] for row in found["rows"])
-    assert large - small > 1900 * 200  # bytes of an entry and of its content
+    assert large - small > 1900 * 64  # an entry and its content, at the least
     assert set(found["rows"][0]["call_s"]) == {"get", "match", "put and flush"}
 
 
