@@ -86,7 +86,8 @@ def _samples(
     """Seconds for all of it, by number of threads; these alternate."""
 
     def shared(threads: int) -> float:
-        parts = [asked[i::threads] for i in range(threads)]
+        ends = [len(asked) * i // threads for i in range(threads + 1)]
+        parts = [asked[start:end] for start, end in pairwise(ends)]  # each its own chain
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(lambda _: None, range(threads)))  # the threads are there
             if before is not None:
