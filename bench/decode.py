@@ -21,11 +21,11 @@ _ARMS = ("off", "on")
 
 
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Tokens a second over 512 tokens (quick: 64) after the first one, and after the second one.
+    """Tokens a second over 512 tokens (quick: 24) after the first one, and after the second one.
 
     The prompt is captured between the two: the first figure has it, the second one only what decoding adds.
     """
-    answer_tokens, repeats = (64, 3) if quick else (512, 5)
+    answer_tokens, repeats = (24, 2) if quick else (512, 5)
     rows = []
     for name, model in model_files().items():
         say(name)

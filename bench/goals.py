@@ -1,21 +1,18 @@
 """The figures that have a goal, each with what it was found to be: made of the figures of the suites.
 
 An entry's ``value`` is that of its worst arm, and is what the goal is held against; ``arms`` are all of them, and
-``limit`` is the best that any implementation could reach, where that is known.
+``limit`` is the best that any implementation could reach, where that is known; :mod:`bench.entry` has the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from statistics import mean, median
-from typing import Any
+from collections.abc import Callable, Iterator
+from statistics import mean
 
+from bench import goals_llama, goals_store
+from bench.entry import Arms, Entry, Figures, at_least, at_most
 from bench.eviction import OURS
 from bench.peers.compared import comparisons
-
-Figures = Mapping[str, Any]
-Entry = dict[str, Any]
-Arms = Mapping[str, float]
 
 
 def entries(figures: Figures) -> list[Entry]:
@@ -24,32 +21,7 @@ def entries(figures: Figures) -> list[Entry]:
     return sorted(found, key=lambda entry: int(entry["id"][1:]))
 
 
-def _least(name: str, suite: str, what: str, arms: Arms, goal: float, limit: float | None) -> Entry:
-    return _entry(name, suite, what, arms, min(arms.values()), "≥", goal, limit)
-
-
-def _most(name: str, suite: str, what: str, arms: Arms, goal: float, limit: float | None) -> Entry:
-    return _entry(name, suite, what, arms, max(arms.values()), "≤", goal, limit)
-
-
-def _entry(
-    name: str, suite: str, what: str, arms: Arms, value: float, sense: str, goal: float, limit: float | None
-) -> Entry:
-    return {
-        "id": name,
-        "suite": suite,
-        "what": what,
-        "value": value,
-        "median": median(arms.values()),
-        "sense": sense,
-        "goal": goal,
-        "met": value >= goal if sense == "≥" else value <= goal,
-        "limit": limit,
-        "arms": dict(arms),
-    }
-
-
-# -- one function a suite ------------------------------------------------------------------------------------
+# -- one function a suite on policies -------------------------------------------------------------------------
 
 
 def _hdd(figures: Figures) -> Iterator[Entry]:
@@ -57,7 +29,7 @@ def _hdd(figures: Figures) -> Iterator[Entry]:
         rows = [row for row in figures["rows"] if row["disk"] == disk]
         arms = {f"{row['place']}, {arm}": row[f"of_{arm}"] for row in rows for arm in ("sequential", "unaided")}
         what = f"restore after churn / sequential, {disk} disk"
-        yield _least("P5", "hdd", what, arms, figures["goal"], 1.0)
+        yield at_least("P5", "hdd", what, arms, figures["goal"], 1.0)
 
 
 def _eviction(figures: Figures) -> Iterator[Entry]:
@@ -75,16 +47,16 @@ def _eviction(figures: Figures) -> Iterator[Entry]:
 
     for hints, goal in (("none", 0.25), ("full", 0.5)):
         what = f"gap to the bound closed, hints: {hints}"
-        yield _least("P6", "eviction", what, cells("of_gap", hints, talks=True), goal, 1.0)
+        yield at_least("P6", "eviction", what, cells("of_gap", hints, talks=True), goal, 1.0)
     every = ("none", "sessions", "full")
-    yield _least("P6", "eviction", "hits / leaf-LRU's", cells("of_lru_hits", *every), 0.99, None)
+    yield at_least("P6", "eviction", "hits / leaf-LRU's", cells("of_lru_hits", *every), 0.99, None)
     recompute = {arm: value for arm, value in cells("of_bound_recompute", "full").items() if ", 5%," in arm}
-    yield _most("P6", "eviction", "recompute time missed / the bound's, at 5 %, hints: full", recompute, 1.15, None)
+    yield at_most("P6", "eviction", "recompute time missed / the bound's, at 5 %, hints: full", recompute, 1.15, None)
     by_trace = {
         trace["name"]: mean(v for s in trace["series"] if s["policy"] == OURS for v in s["of_lru_cpu"])
         for trace in figures["traces"]
     }
-    yield _most("P6", "eviction", "CPU time / leaf-LRU's, mean of a trace's cells", by_trace, 3.4, None)
+    yield at_most("P6", "eviction", "CPU time / leaf-LRU's, mean of a trace's cells", by_trace, 3.4, None)
 
 
 def _churn(figures: Figures) -> Iterator[Entry]:
@@ -93,28 +65,28 @@ def _churn(figures: Figures) -> Iterator[Entry]:
         ("disk_to_live", "space / live bytes", 1.15),
     ):
         arms = {name: arm[key] for name, arm in figures["arms"].items()}
-        yield _most("P7", "churn", what, arms, goal, 1.0)
+        yield at_most("P7", "churn", what, arms, goal, 1.0)
 
 
 def _footprint(figures: Figures) -> Iterator[Entry]:
     for key, what in (("live", "in use"), ("file", "in the file, free pages included")):
         arms = {f"{row['blocks']:,} blocks, {row['way']}": row[key] for row in figures["index"]}
         entries_alone = min(row["entries"] for row in figures["index"])
-        yield _most("P9", "footprint", f"bytes of index a block, {what}", arms, 200, entries_alone)
+        yield at_most("P9", "footprint", f"bytes of index a block, {what}", arms, 200, entries_alone)
     policies = {
         f"{name}, {row['blocks']:,} blocks": nbytes
         for row in figures["memory"]
         for name, nbytes in row["policies"].items()
     }
-    yield _most("P9", "footprint", "bytes of memory a block, of a policy", policies, 64, None)
+    yield at_most("P9", "footprint", "bytes of memory a block, of a policy", policies, 64, None)
     stores = {f"{row['blocks']:,} blocks": row["store"] for row in figures["memory"]}
-    yield _most("P9", "footprint", "bytes of memory a block, of a store", stores, 64, None)
+    yield at_most("P9", "footprint", "bytes of memory a block, of a store", stores, 64, None)
 
 
 def _prefetch(figures: Figures) -> Iterator[Entry]:
     rows = figures["queued"]["rows"]
     hidden = {f"known {row['ahead']:g} times as long before": row["hidden"] for row in rows if row["ahead"] > 1}
-    yield _least(
+    yield at_least(
         "P10",
         "prefetch",
         "wait hidden, of requests known 1.5 times the disk's time before, or longer",
@@ -123,21 +95,18 @@ def _prefetch(figures: Figures) -> Iterator[Entry]:
         1.0,
     )
     queued = {f"known {row['ahead']:g} times as long before": row["wasted"] for row in rows if row["ahead"]}
-    yield _most("P10", "prefetch", "wasted / useful, of queued requests", queued, figures["goal_wasted"], 0.0)
+    yield at_most("P10", "prefetch", "wasted / useful, of queued requests", queued, figures["goal_wasted"], 0.0)
     turns = {
         f"{row['workload']}, {row['ram_bytes'] / 2**30:.0f} GiB, {row['policy']}": row["wasted"]
         for row in figures["next_turn"]
     }
-    yield _most("P10", "prefetch", "wasted / useful, of next turns", turns, figures["goal_wasted"], 0.0)
+    yield at_most("P10", "prefetch", "wasted / useful, of next turns", turns, figures["goal_wasted"], 0.0)
 
 
 def _peers(figures: Figures) -> Iterator[Entry]:
     for compared in comparisons(figures):
         what = f"{compared.what}, kvtier / a peer"
-        yield {
-            **_least("P11", "peers", what, compared.arms, 1.0, compared.limit),
-            "beaten_by": compared.beaten_by,
-        }
+        yield at_least("P11", "peers", what, compared.arms, 1.0, compared.limit, beaten_by=compared.beaten_by)
 
 
 _MAKERS: dict[str, Callable[[Figures], Iterator[Entry]]] = {
@@ -147,4 +116,6 @@ _MAKERS: dict[str, Callable[[Figures], Iterator[Entry]]] = {
     "footprint": _footprint,
     "prefetch": _prefetch,
     "peers": _peers,
+    **goals_store.MAKERS,
+    **goals_llama.MAKERS,
 }

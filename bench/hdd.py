@@ -51,7 +51,7 @@ QUICK = Shape(turn_blocks=(4, 8), ssd_bytes=256 * MIB, hdd_bytes=512 * MIB, segm
 
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Seconds, reads and bytes of restores, and of reading the same bytes from a plain file."""
-    shape, repeats = (QUICK, 3) if quick else (Shape(), 5)
+    shape, repeats = (QUICK, 2) if quick else (Shape(), 5)
     rows = []
     for place in ("below an ssd", "alone"):
         say(f"{place}, by the formula")

@@ -1,12 +1,13 @@
-"""What the suites share: alternating arms, medians, folder sizes, and facts about the machine."""
+"""What the suites share: alternating arms, medians, folder sizes, room on the disk, and facts about the machine."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,35 @@ def alternate(arms: Mapping[str, Callable[[], float]], repeats: int) -> dict[str
         for name, arm in arms.items():
             samples[name].append(arm())
     return samples
+
+
+def alternate_with_peers(
+    arms: Mapping[str, Callable[[], float]], peers: Collection[str], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """As :func:`alternate`; a peer that raises is left out from then on. The samples, and why peers have none."""
+    samples: dict[str, list[float]] = {name: [] for name in arms}
+    failed: dict[str, str] = {}
+    for _ in range(repeats):
+        for name in [n for n in arms if n not in failed]:
+            try:
+                samples[name].append(arms[name]())
+            except Exception as e:
+                if name not in peers:
+                    raise
+                failed[name] = reason_of(e)
+    return {name: found for name, found in samples.items() if name not in failed}, failed
+
+
+def reason_of(error: BaseException) -> str:
+    """What the report says of an error: its type, and its first line."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def too_little_disk(folder: Path, nbytes: int) -> str | None:
+    """Why there is no room for so many bytes and as many again, or None."""
+    free = shutil.disk_usage(folder).free
+    return f"too little disk: {free:,} bytes free, {2 * nbytes:,} wanted" if free < 2 * nbytes else None
 
 
 def timed(work: Callable[[], object]) -> float:

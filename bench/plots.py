@@ -1,4 +1,5 @@
-"""Plots of suites, one SVG each, from their figures. Needs matplotlib, of the extra ``plots``."""
+"""Plots of the suites, one SVG and one PNG each, from their figures; here those of the suites on policies. Needs
+matplotlib, of the extra ``plots``."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench import plots_io
 from bench.eviction import OURS
 from kvtier.replay.plots import curve
 
@@ -17,6 +19,7 @@ TITLES = {
     "hdd": "Restores from a hard disk, of sequential reading",
     "prefetch": "Wait that prefetching hides",
     "peers": "Blocks of 2 MiB stored and loaded",
+    **plots_io.TITLES,
 }
 Figures = Mapping[str, Any]
 _IMAGES: Any = {
@@ -26,7 +29,7 @@ _IMAGES: Any = {
 
 
 def draw(figures: Figures, folder: Path) -> list[Path]:
-    """One file for each suite that has a plot; none at all without matplotlib."""
+    """Two files for each suite that has a plot; none at all without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         return []
     from matplotlib import rc_context
@@ -38,9 +41,10 @@ def draw(figures: Figures, folder: Path) -> list[Path]:
             figure = Figure(layout="constrained")
             make(figure, figures[name])
             figure.suptitle(TITLES[name])
-            files.append(folder / f"{name}.svg")
             with rc_context(_IMAGES):
-                figure.savefig(files[-1], metadata={"Date": None})
+                for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+                    files.append(folder / f"{name}.{kind}")
+                    figure.savefig(files[-1], metadata=metadata)
     return files
 
 
@@ -149,4 +153,5 @@ _MAKERS: dict[str, Callable[[Any, Figures], None]] = {
     "hdd": _hdd,
     "prefetch": _prefetch,
     "peers": _peers,
+    **plots_io.MAKERS,
 }

@@ -31,13 +31,21 @@ def warm_ttft(figures: Mapping[str, Any]) -> Lines:
             [
                 r["model"],
                 f"{r['tokens']:,}",
-                *(spread(r["ttft_s"][arm], seconds) for arm in ("cold", "disk_cache", "raw", "kvtier")),
-                f"**{r['kvtier_to_raw']:.2f}**",
-                "≤ 1.5",
-                spread(r["ttft_s"]["limit"], seconds),
+                *(_ttft(r, arm) for arm in ("cold", "disk_cache", "raw", "kvtier")),
+                "-" if r["kvtier_to_raw"] is None else f"**{r['kvtier_to_raw']:.2f}**",
+                "≤ 1.0",
+                _ttft(r, "limit"),
                 f"**{r['kvtier_to_limit']:.2f}**",
                 "≤ 1.15",
             ]
+            for r in rows
+        ),
+    )
+    yield from ("", "From RAM, and from a hard disk that is a model:", "")
+    yield from table(
+        ["model", "tokens", "LlamaRAMCache", "**kvtier**, RAM", "kvtier, hard disk (model)"],
+        (
+            [r["model"], f"{r['tokens']:,}", *(_ttft(r, arm) for arm in ("ram_cache", "kvtier_ram", "kvtier_hdd"))]
             for r in rows
         ),
     )
@@ -70,6 +78,32 @@ def warm_ttft(figures: Mapping[str, Any]) -> Lines:
     )
 
 
+def _ttft(row: Mapping[str, Any], arm: str) -> str:
+    if arm in row["ttft_s"]:
+        return spread(row["ttft_s"][arm], seconds)
+    return f"failed: {row['failed'][arm]}" if arm in row.get("failed", {}) else "-"
+
+
+def two_models(figures: Mapping[str, Any]) -> Lines:
+    yield from ("## Two models in one store", "")
+    yield f"Prompts of {figures['tokens']:,} tokens; both models open on one store, which was closed in between."
+    yield ""
+    yield from table(
+        ["model", "cold", "kvtier", "same first token", "tokens restored of the other one's prompt", "errors"],
+        (
+            [
+                r["model"],
+                seconds(r["cold_s"]),
+                spread(r["ttft_s"], seconds),
+                "yes" if r["same_first_token"] else "**no**",
+                str(r["tokens_of_the_other"]),
+                str(r["errors"]),
+            ]
+            for r in figures["rows"]
+        ),
+    )
+
+
 def chat(figures: Mapping[str, Any]) -> Lines:
     yield from ("## What a turn writes", "")
     for row in figures["rows"]:
@@ -85,6 +119,8 @@ def chat(figures: Mapping[str, Any]) -> Lines:
                 "goal",
                 "checkpoints",
                 "by the kernel",
+                "captures held up the caller",
+                "memcpy of what was captured",
             ],
             (
                 [
@@ -93,9 +129,11 @@ def chat(figures: Mapping[str, Any]) -> Lines:
                     size(t["bytes_new_kv"]),
                     size(t["bytes_written"]),
                     f"**{t['written_to_new']:.3f}**",
-                    "≤ 1.10",
+                    "≤ 1.05",
                     size(t["checkpoint_bytes"]),
                     "-" if t["kernel_bytes_written"] is None else size(t["kernel_bytes_written"]),
+                    seconds(t["stall_s"]),
+                    seconds(t["memcpy_s"]),
                 ]
                 for n, t in enumerate(row["turns"], 1)
             ),

@@ -40,6 +40,8 @@ def storage(figures: Mapping[str, Any]) -> Lines:
     def reads(arm: str) -> list[str]:
         return [spread(cold[arm], rate), spread(warm[arm], rate)]
 
+    by_fio = spread(cold["fio"], rate) if "fio" in cold else f"not measured: {figures.get('no_fio') or 'no fio'}"
+
     yield from table(
         ["", "cold", "warm"],
         [
@@ -49,6 +51,7 @@ def storage(figures: Mapping[str, Any]) -> Lines:
             ["`get_many(keep=False)`", *reads("get_many_once")],
             ["`get_into`, one by one", *reads("get_into")],
             ["preadv into reused memory", *reads("preadv_reused")],
+            ["fio, sequential", by_fio, ""],
             [
                 "`get_many(keep=False)` / preadv",
                 *(f"**{r['get_many_once_to_preadv_reused']:.2f}**" for r in (cold, warm)),

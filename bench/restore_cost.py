@@ -32,7 +32,7 @@ _LENGTHS = {"SmolLM2-135M": (1024, 4096, 8000), "Gemma 3 270M": (1024, 4096, 800
 
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """One row for each model, KV type and length; times in seconds."""
-    kv_types, repeats = (["f16", "q8_0"], 2) if quick else (list(KV_TYPES), 5)
+    kv_types, repeats = (["f16"], 2) if quick else (list(KV_TYPES), 5)
     rows, means = [], set[str]()
     for name, model in model_files().items():
         lengths = _LENGTHS[name][:1] if quick else _LENGTHS[name]

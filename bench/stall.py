@@ -28,7 +28,7 @@ _HISTORY_TOKENS = 512
 
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """Seconds of the calling thread for capturing a turn of 64, 256 and 1024 tokens behind a history."""
-    turns, repeats = (TURNS[:2], 3) if quick else (TURNS, 6)
+    turns, repeats = (TURNS[:1], 3) if quick else (TURNS, 6)
     rows = []
     for name, model in model_files().items():
         llm = Llama(str(model), n_ctx=_HISTORY_TOKENS + max(turns) * repeats + 64, flash_attn=True, verbose=False)
@@ -57,7 +57,7 @@ def _measure(llm: Llama, asked: list[int], turn_tokens: int) -> dict[str, Any]:
             nbytes = stats.bytes_captured + stats.checkpoint_bytes - before
             if not nbytes or stats.errors or stats.captures_skipped:
                 raise RuntimeError(f"the turn was not captured: {stats}")
-            copies.append(_copy_s(nbytes))
+            copies.append(copy_s(nbytes))
             engine.append(_engine_s(llm, start))
             sizes.add(nbytes)
         attachment.detach()
@@ -71,7 +71,7 @@ def _measure(llm: Llama, asked: list[int], turn_tokens: int) -> dict[str, Any]:
     }
 
 
-def _copy_s(nbytes: int) -> float:
+def copy_s(nbytes: int) -> float:
     """Seconds for one copy of so many bytes from memory in use into memory in use."""
     source, target = np.ones(nbytes, dtype=np.uint8), np.ones(nbytes, dtype=np.uint8)
     return timed(lambda: np.copyto(target, source))

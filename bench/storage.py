@@ -1,4 +1,4 @@
-"""The store against the same bytes moved by hand: memcpy, write and fsync, preadv."""
+"""The store against the same bytes moved by hand: memcpy, write and fsync, preadv, and fio where it is there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import statistics
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -14,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.measure import alternate, spread, timed
+from bench import fio
+from bench.measure import alternate, alternate_with_peers, spread, timed
+from bench.stores import config_of, hit
 from bench.workloads import MIB, Payload, payloads, stamped
 from kvtier import Config, Hit, Store
 from kvtier_adapters.llama_cpp.demo import page_cache
@@ -108,8 +111,33 @@ def _ram(folder: Path, blocks: list[Payload], repeats: int) -> dict[str, Any]:
             "memcpy": each(lambda i: np.copyto(target, blocks[i])),
         }
         samples = alternate(arms, repeats)
+        copied = {"RAM": _copied_bytes(store, b"0")}
+    with Store.open(config_of(folder / "queue"), background=False) as store:  # which writes when it is closed
+        store.put(b"pending", blocks[0].data)
+        copied["the write queue"] = _copied_bytes(store, b"pending")
     found: dict[str, Any] = {name: spread(s) for name, s in samples.items()}
-    return {**found, "memcpy_to_get_into": found["memcpy"]["median"] / found["get_into"]["median"]}
+    ratio = found["memcpy"]["median"] / found["get_into"]["median"]
+    return {**found, "memcpy_to_get_into": ratio, "get_copies_bytes": copied}
+
+
+def _copied_bytes(store: Store, key: bytes) -> int:
+    """Bytes that ``get`` of a block in memory takes: all of them, if a second one gives other memory; else what it
+    allocates."""
+    one, other = (np.frombuffer(hit(store.get(key)).buffers[0], dtype=np.uint8) for _ in range(2))
+    return allocated_bytes(lambda: store.get(key)) if one.ctypes.data == other.ctypes.data else one.nbytes
+
+
+def allocated_bytes(work: Callable[[], object]) -> int:
+    """The most that Python had allocated beyond what there was before, while ``work`` ran the second time."""
+    work()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        work()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
 
 
 def _reads(folder: Path, raw: Path, blocks: list[Payload], repeats: int) -> dict[str, Any]:
@@ -128,7 +156,7 @@ def _reads(folder: Path, raw: Path, blocks: list[Payload], repeats: int) -> dict
             return total / timed(lambda: read(store))
 
     def many(store: Store, keep: bool = True) -> None:
-        if sum(hit.nbytes for hit in store.get_many(keys, keep=keep) if isinstance(hit, Hit)) != total:
+        if sum(h.nbytes for h in store.get_many(keys, keep=keep) if isinstance(h, Hit)) != total:
             raise RuntimeError("blocks are missing")
 
     def into(store: Store) -> None:
@@ -150,10 +178,14 @@ def _reads(folder: Path, raw: Path, blocks: list[Payload], repeats: int) -> dict
     for arm in arms.values():
         arm()  # into the page cache
     warm = alternate(arms, repeats)
-    dropped = alternate({name: partial(cold, arm) for name, arm in arms.items()}, repeats)
+    no_fio = fio.why_not()
+    if no_fio is None:
+        arms["fio"] = partial(fio.sequential_read, raw)
+    dropped, failed = alternate_with_peers({n: partial(cold, arm) for n, arm in arms.items()}, ["fio"], repeats)
     return {
         "read_warm": _compared_reads(warm),
         "read_cold": _compared_reads(dropped),
+        "no_fio": no_fio or failed.get("fio"),
         "page_cache": ", ".join(sorted(means)),
     }
 

@@ -38,7 +38,7 @@ def test_a_run_replaces_the_figures_of_its_own_suites(tmp_path: Path, monkeypatc
         ("P7", 1.2, False),
     ]
     assert "| throttled | alone |" in page.read_text(encoding="utf-8")
-    assert [file.name for file in drawn] == ["churn.svg", "hdd.svg"]
+    assert [file.name for file in drawn] == ["churn.svg", "churn.png", "hdd.svg", "hdd.png"]
     report.keep({}, None, quick=True)
     assert json.loads(summary.read_text(encoding="utf-8")) == kept
 

@@ -1,4 +1,8 @@
-"""Time to first token in a new process: kvtier, llama.cpp's own state file, LlamaDiskCache, no cache, and a limit.
+"""Time to first token in a new process: kvtier from each of its tiers, what else there is, no cache, and a limit.
+
+Others are llama.cpp's own state file, and llama-cpp-python's LlamaDiskCache and LlamaRAMCache. What is in RAM was
+brought there before the clock starts. The hard disk is a formula (:mod:`bench.modelled_disk`), which makes each read
+take its time: a model, not a measurement.
 
 For each model and length, one process evaluates the prompt and saves it in the three forms; then the arms
 alternate, a new process (:mod:`bench.warm_ttft_arm`) for each sample (the cold one is taken once). The clock
@@ -19,20 +23,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.measure import alternate, folder_bytes, spread
+from bench.measure import alternate_with_peers, folder_bytes, spread
 from bench.workloads import model_files, prompt
 from kvtier_adapters.llama_cpp.demo import page_cache
 
-ARMS = ("kvtier", "limit", "raw", "disk_cache", "cold")
+OURS = ("kvtier", "kvtier_ram", "kvtier_hdd")
+PEERS = ("raw", "disk_cache", "ram_cache")
+ARMS = (*OURS, "limit", *PEERS, "cold")
 _LENGTHS = {"SmolLM2-135M": (1024, 4096, 8000), "Gemma 3 270M": (1024, 4096, 15_000)}
+_QUICK_TOKENS = 256
 
 
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """One row for each model and length; times in seconds."""
     rows = []
     for name, model in model_files().items():
-        for tokens in _LENGTHS[name][:1] if quick else _LENGTHS[name]:
-            rows.append(_measure(name, model, tokens, 3 if quick else 5, say))
+        for tokens in (_QUICK_TOKENS,) if quick else _LENGTHS[name]:
+            rows.append(_measure(name, model, tokens, 2 if quick else 5, say))
     return {"rows": rows, "page_cache": rows[0]["page_cache"]}
 
 
@@ -50,7 +57,7 @@ def _measure(name: str, model: Path, tokens: int, repeats: int, say: Callable[[s
 
         def sample(arm: str) -> float:
             say(f"{name}, {tokens} tokens: {arm}")
-            if arm == "disk_cache":
+            if arm in ("disk_cache", "ram_cache"):
                 _restore_disk_cache(folder)
             done, dropped = _process({**job, "arm": arm}, folder)
             means.add(dropped)
@@ -59,19 +66,21 @@ def _measure(name: str, model: Path, tokens: int, repeats: int, say: Callable[[s
                 parts[part].append(seconds)
             if arm == "kvtier":
                 opening.append(done["open_s"])
-                if done["restored"] != tokens - 1:
-                    raise RuntimeError(f"{done['restored']} of {tokens} tokens restored: {done['stats']}")
+            if arm in OURS and done["restored"] != tokens - 1:
+                raise RuntimeError(f"{done['restored']} of {tokens} tokens restored: {done['stats']}")
             return float(done["ttft_s"])
 
-        samples = alternate({arm: partial(sample, arm) for arm in ARMS if arm != "cold"}, repeats)
+        warm = {arm: partial(sample, arm) for arm in ARMS if arm != "cold"}
+        samples, failed = alternate_with_peers(warm, PEERS, repeats)
         samples["cold"] = [sample("cold")]  # once: it is the goal of nothing, and takes longest
-        times = {arm: spread(samples[arm]) for arm in ARMS}
+        times = {arm: spread(found) for arm, found in samples.items()}
         return {
             "model": name,
             "tokens": tokens,
             "ttft_s": times,
-            "kvtier_to_raw": times["kvtier"]["median"] / times["raw"]["median"],
-            "kvtier_to_limit": times["kvtier"]["median"] / times["limit"]["median"],
+            "failed": failed,
+            "kvtier_to_raw": _ratio(times, "kvtier", "raw"),
+            "kvtier_to_limit": _ratio(times, "kvtier", "limit"),
             "limit_parts_s": {part: spread(seconds) for part, seconds in parts.items()},
             "open_s": spread(opening),
             "save_s": saved["save_s"],
@@ -83,6 +92,11 @@ def _measure(name: str, model: Path, tokens: int, repeats: int, say: Callable[[s
             "same_first_token": len(set.union(*first.values())) == 1,
             "page_cache": ", ".join(sorted(means)),
         }
+
+
+def _ratio(times: dict[str, dict[str, float]], arm: str, other: str) -> float | None:
+    """Of medians; None where the other one has none."""
+    return times[arm]["median"] / times[other]["median"] if other in times else None
 
 
 def _restore_disk_cache(folder: Path) -> None:

@@ -18,14 +18,19 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from llama_cpp import Llama
-from llama_cpp.llama_cache import LlamaDiskCache
+from llama_cpp.llama_cache import BaseLlamaCache, LlamaDiskCache, LlamaRAMCache
 
-from kvtier import Store
+from bench.modelled_disk import ModelledDisk
+from kvtier import Config, Store
 from kvtier_adapters.llama_cpp import attach
+from kvtier_adapters.llama_cpp.cache import Attachment
 from kvtier_adapters.llama_cpp.demo.worker import kv_bytes_per_token
 
 Tokens = list[int]
-_DISK_CACHE_BYTES_MAX = 8 << 30
+_PEER_BYTES_MAX = 8 << 30
+_RAM_BYTES = 2 << 30
+_LOOK_AGAIN_S = 0.01
+_PREFETCH_S_MAX = 60
 _READ_BYTES = 1 << 20
 
 
@@ -46,8 +51,36 @@ def _kvtier(llm: Llama, prompt: Tokens, folder: Path, stack: ExitStack) -> Calla
     begin = time.perf_counter()
     store = stack.enter_context(Store.open(folder / "kvtier"))
     attachment = attach(llm, store)
-    open_s = time.perf_counter() - begin
+    return _restoring(llm, prompt, attachment, time.perf_counter() - begin)
 
+
+def _kvtier_ram(llm: Llama, prompt: Tokens, folder: Path, stack: ExitStack) -> Callable[[], dict[str, Any]]:
+    """All of it is in the store's RAM tier when the clock starts."""
+    store = stack.enter_context(Store.open(_config(folder / "kvtier", "ssd", _RAM_BYTES)))
+    attachment = attach(llm, store)
+    wanted, deadline = attachment.prefetch(prompt), time.monotonic() + _PREFETCH_S_MAX
+    while store.stats().prefetch.loaded < wanted:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not everything came into RAM: {store.stats().prefetch}")
+        time.sleep(_LOOK_AGAIN_S)
+    return _restoring(llm, prompt, attachment)
+
+
+def _kvtier_hdd(llm: Llama, prompt: Tokens, folder: Path, stack: ExitStack) -> Callable[[], dict[str, Any]]:
+    """The same segments, as from a disk that turns, with a store that knows it."""
+    disk = ModelledDisk(folder / "kvtier" / "disk", sleeps=True)
+    store = stack.enter_context(Store.open(_config(folder / "kvtier", "hdd", 0), fs=disk))
+    return _restoring(llm, prompt, attach(llm, store))
+
+
+def _config(folder: Path, kind: str, ram_bytes: int) -> Config:
+    tier = {"name": "disk", "kind": kind, "bytes_max": "16GiB"}
+    return Config.from_dict({"store": {"path": str(folder)}, "ram": {"bytes_max": ram_bytes}, "tier": [tier]})
+
+
+def _restoring(
+    llm: Llama, prompt: Tokens, attachment: Attachment, open_s: float | None = None
+) -> Callable[[], dict[str, Any]]:
     def work() -> dict[str, Any]:
         begin = time.perf_counter()
         answer = llm.generate(prompt, temp=0.0)
@@ -120,8 +153,17 @@ def _read(path: Path, target: memoryview) -> None:
 
 
 def _disk_cache(llm: Llama, prompt: Tokens, folder: Path, stack: ExitStack) -> Callable[[], dict[str, Any]]:
-    cache = LlamaDiskCache(str(folder / "disk_cache"), capacity_bytes=_DISK_CACHE_BYTES_MAX)
+    return _loading(llm, prompt, LlamaDiskCache(str(folder / "disk_cache"), capacity_bytes=_PEER_BYTES_MAX))
 
+
+def _ram_cache(llm: Llama, prompt: Tokens, folder: Path, stack: ExitStack) -> Callable[[], dict[str, Any]]:
+    """With the state that LlamaDiskCache has: nobody has to save it again."""
+    cache = LlamaRAMCache(capacity_bytes=_PEER_BYTES_MAX)
+    cache[prompt] = LlamaDiskCache(str(folder / "disk_cache"), capacity_bytes=_PEER_BYTES_MAX)[prompt]
+    return _loading(llm, prompt, cache)
+
+
+def _loading(llm: Llama, prompt: Tokens, cache: BaseLlamaCache) -> Callable[[], dict[str, Any]]:
     def work() -> dict[str, Any]:
         begin = time.perf_counter()
         llm.load_state(cache[prompt])
@@ -152,7 +194,7 @@ def _save(llm: Llama, prompt: Tokens, folder: Path, stack: ExitStack) -> Callabl
             store.flush()
             kvtier_s = time.perf_counter() - begin
         begin = time.perf_counter()
-        LlamaDiskCache(str(folder / "disk_cache"), capacity_bytes=_DISK_CACHE_BYTES_MAX)[prompt] = llm.save_state()
+        LlamaDiskCache(str(folder / "disk_cache"), capacity_bytes=_PEER_BYTES_MAX)[prompt] = llm.save_state()
         disk_cache_s = time.perf_counter() - begin
         held = len(prompt) - 1
         llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(llm.ctx), 0, held, -1)
@@ -171,7 +213,17 @@ def _save(llm: Llama, prompt: Tokens, folder: Path, stack: ExitStack) -> Callabl
     return work
 
 
-_ARMS = {"kvtier": _kvtier, "raw": _raw, "limit": _limit, "disk_cache": _disk_cache, "cold": _cold, "save": _save}
+_ARMS = {
+    "kvtier": _kvtier,
+    "kvtier_ram": _kvtier_ram,
+    "kvtier_hdd": _kvtier_hdd,
+    "raw": _raw,
+    "limit": _limit,
+    "disk_cache": _disk_cache,
+    "ram_cache": _ram_cache,
+    "cold": _cold,
+    "save": _save,
+}
 
 if __name__ == "__main__":
     main()

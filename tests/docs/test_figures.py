@@ -32,6 +32,6 @@ def test_the_entries_are_made_of_the_figures(summary: dict[str, Any]) -> None:
 def test_every_suite_has_its_place() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in report.PAGES)
     parts = re.findall(r"^<!-- FIGURES of (\w+): ", text, re.MULTILINE)
-    assert sorted(parts) == sorted(["benchmarks", "goals", *report.POLICIES])
+    assert sorted(parts) == sorted(["benchmarks", "goals", "scoreboard", *report.POLICIES])
     assert sorted([*report.BENCHMARKS, *report.POLICIES]) == sorted(SUITES)
     assert text.count("<!-- END OF FIGURES -->\n") == len(parts)

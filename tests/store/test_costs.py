@@ -1,0 +1,241 @@
+"""What single operations cost, counted: calls of the file system, bytes, index transactions, copies of a block.
+
+Without a background thread, so that every count is exact. A count that rises needs a reason; one that falls is to be
+written down here.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvtier import Hit, Store
+from kvtier.fs import OsFileSystem
+from kvtier.index.lmdb_index import LmdbIndex
+from kvtier.testing import FaultyFileSystem
+from tests.stores import KIB, MIB, config, fill, names, noise, settle, tier, value_of
+
+BLOCK = 64 * KIB
+SMALL = 16 * KIB  #: more than all that is allocated beside a block
+HEAD_MAX = 256  #: bytes of a record beside its payload, padding included
+
+
+class Costs:
+    """What has happened since the last question."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fs = FaultyFileSystem(OsFileSystem())
+        self._index: Counter[str] = Counter()
+        self._fs_before: Counter[str] = Counter()
+        self._bytes_before = (0, 0)
+        for name in ("read", "write"):
+            monkeypatch.setattr(LmdbIndex, name, self._counted(name, getattr(LmdbIndex, name)))
+
+    def _counted(self, name: str, method: Callable[[LmdbIndex], Any]) -> Callable[[LmdbIndex], Any]:
+        def counted(index: LmdbIndex) -> Any:
+            self._index[f"index {name}"] += 1
+            return method(index)
+
+        return counted
+
+    def taken(self) -> dict[str, int]:
+        """Calls of the file system by name, and transactions of the index."""
+        found = Counter(self.fs.counts) - self._fs_before + self._index
+        self._fs_before = Counter(self.fs.counts)
+        self._index.clear()
+        return dict(found)
+
+    def nbytes(self) -> tuple[int, int]:
+        """Bytes written and read through the file system."""
+        now = self.fs.bytes_written, self.fs.bytes_read
+        written, read = (a - b for a, b in zip(now, self._bytes_before, strict=True))
+        self._bytes_before = now
+        return written, read
+
+
+@pytest.fixture
+def costs(monkeypatch: pytest.MonkeyPatch) -> Costs:
+    return Costs(monkeypatch)
+
+
+def small_store(folder: Path, costs: Costs, *, ram: int = 0) -> Store:
+    one = tier(bytes_max=64 * MIB, segment_bytes=32 * MIB)
+    return Store.open(config(folder, one, ram=ram), fs=costs.fs, background=False)
+
+
+@contextmanager
+def opened(folder: Path, costs: Costs, *, ram: int = 0) -> Iterator[Store]:
+    """A store that has done all there is to do at first; what that took is not counted."""
+    with small_store(folder, costs, ram=ram) as store:
+        store.put(b"first", b"x")  # makes the segment
+        store.flush()
+        store.get_into(b"first", bytearray(1))  # opens it
+        store.flush()
+        settle(store)  # that it was used is saved
+        costs.taken()
+        costs.nbytes()
+        yield store
+
+
+def allocated(work: Callable[[], object]) -> int:
+    """Bytes that Python has allocated at the most while ``work`` ran."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        work()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+def memory_of(store: Store, key: bytes) -> object:
+    """What the bytes are kept in that ``get`` gives."""
+    hit = store.get(key)
+    assert isinstance(hit, Hit)
+    return memoryview(hit.buffers[0]).obj
+
+
+# -- writing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 16, 256])
+def test_put_and_flush(tmp_path: Path, costs: Costs, count: int) -> None:
+    """One write, one sync, one commit, for any number of blocks; the index is looked at once before."""
+    with opened(tmp_path, costs) as store:
+        fill(store, names(count), BLOCK // 16)
+        assert costs.taken() == {"reserve": 1, "write_at": 1, "sync_data": 1, "index read": 1, "index write": 1}
+        written, read = costs.nbytes()
+        assert 0 < written - count * BLOCK // 16 <= count * HEAD_MAX
+        assert read == 0
+
+
+def test_a_flush_after_uses_commits_these_before(tmp_path: Path, costs: Costs) -> None:
+    """One commit more: whatever the blocks displace is chosen by what was used before them."""
+    with opened(tmp_path, costs) as store:
+        store.get_into(b"first", bytearray(1))
+        costs.taken()
+        fill(store, names(16), KIB)
+        assert costs.taken() == {"reserve": 1, "write_at": 1, "sync_data": 1, "index read": 1, "index write": 2}
+
+
+def test_put_touches_no_disk(tmp_path: Path, costs: Costs) -> None:
+    with opened(tmp_path, costs, ram=16 * MIB) as store:
+        for key in names(16):
+            store.put(key, noise(key, BLOCK))
+        assert costs.taken() == {}
+
+
+def test_the_same_bytes_again_are_not_written(tmp_path: Path, costs: Costs) -> None:
+    with opened(tmp_path, costs) as store:
+        fill(store, names(16), BLOCK)
+        costs.taken()
+        costs.nbytes()
+        fill(store, names(16), BLOCK)
+        taken = costs.taken()
+        assert {name: n for name, n in taken.items() if not name.startswith("index")} == {}
+        assert costs.nbytes() == (0, 0)
+
+
+def test_put_copies_once_or_not_at_all(tmp_path: Path, costs: Costs) -> None:
+    with opened(tmp_path, costs) as store:
+        mine, given, whole = bytearray(BLOCK), bytearray(noise(1, BLOCK)), noise(2, BLOCK)
+        assert allocated(lambda: store.put(b"a", mine)) < BLOCK + SMALL
+        assert allocated(lambda: store.put(b"b", given, give=True)) < SMALL
+        assert allocated(lambda: store.put(b"c", whole)) < SMALL
+        assert memory_of(store, b"b") is given
+        assert memory_of(store, b"c") is whole
+
+
+def test_flush_copies_nothing(tmp_path: Path, costs: Costs) -> None:
+    with opened(tmp_path, costs) as store:
+        store.put(b"a", noise(1, BLOCK))
+        store.flush()
+        for key in names(8):
+            store.put(key, noise(key, BLOCK))
+        assert allocated(store.flush) < BLOCK  # of half a megabyte
+
+
+# -- reading -----------------------------------------------------------------------------------------
+
+
+def test_get_from_memory_takes_and_copies_nothing(tmp_path: Path, costs: Costs) -> None:
+    """From RAM, and from the queue before anything is durable."""
+    for ram in (0, MIB):
+        with opened(tmp_path / str(ram), costs, ram=ram) as store:
+            store.put(b"k", noise(1, BLOCK))
+            assert allocated(lambda store=store: store.get(b"k")) < SMALL  # type: ignore[misc]
+            assert memory_of(store, b"k") is memory_of(store, b"k")
+            assert costs.taken() == {}
+
+
+def test_get_from_disk(tmp_path: Path, costs: Costs) -> None:
+    """One read, into memory of its own. The index is asked again before it enters RAM, if there is any."""
+    with opened(tmp_path, costs) as store:
+        values = fill(store, names(2), BLOCK)
+        costs.taken()
+        costs.nbytes()
+        hits: list[Any] = []
+        assert allocated(lambda: hits.append(store.get(b"k0001"))) < BLOCK + SMALL
+        assert value_of(hits[0]) == values[b"k0001"]
+        taken = costs.taken()
+        assert taken["read_at"] == 1
+        assert taken["index read"] <= 2
+        assert 0 < costs.nbytes()[1] - BLOCK < HEAD_MAX
+
+
+def test_get_into_from_disk(tmp_path: Path, costs: Costs) -> None:
+    """One read, to where it is wanted; the index is asked once."""
+    with opened(tmp_path, costs) as store:
+        fill(store, names(2), BLOCK)
+        target = bytearray(BLOCK)
+        costs.taken()
+        costs.nbytes()
+        assert allocated(lambda: store.get_into(b"k0001", target)) < SMALL
+        assert target == noise(b"k0001", BLOCK)
+        assert costs.taken() == {"read_at": 1, "index read": 1}
+        assert 0 < costs.nbytes()[1] - BLOCK < HEAD_MAX
+
+
+@pytest.mark.parametrize("count", [8, 64])
+def test_get_many_of_a_chain(tmp_path: Path, costs: Costs, count: int) -> None:
+    """Neighbours come in few reads, found by one look at the index."""
+    with opened(tmp_path, costs) as store:
+        fill(store, names(count), BLOCK, chain=True)
+        costs.taken()
+        costs.nbytes()
+        assert all(isinstance(hit, Hit) for hit in store.get_many(names(count), keep=False))
+        taken = costs.taken()
+        assert taken.pop("read_at") <= 1 + count * BLOCK // MIB
+        assert taken == {"index read": 1}
+        assert 0 < costs.nbytes()[1] - count * BLOCK < count * HEAD_MAX
+
+
+@pytest.mark.parametrize("count", [1, 64])
+def test_match_asks_the_index_once(tmp_path: Path, costs: Costs, count: int) -> None:
+    with opened(tmp_path, costs) as store:
+        fill(store, names(count), KIB, chain=True)
+        costs.taken()
+        assert store.match(names(count)) == count
+        assert costs.taken() == {"index read": 1}
+
+
+def test_reopening_takes_as_much_for_any_number_of_blocks(tmp_path: Path, costs: Costs) -> None:
+    taken = {}
+    for count in (4, 400):
+        with opened(tmp_path / str(count), costs) as store:
+            fill(store, names(count), KIB)
+        costs.taken()
+        costs.nbytes()
+        with small_store(tmp_path / str(count), costs) as store:
+            taken[count] = costs.taken()
+            assert store.match(names(count)) == count
+    assert taken[4] == taken[400]
+    assert taken[4].get("index write", 0) == 0
+    assert taken[4]["index read"] <= 6
+    assert taken[4]["open"] <= 8
