@@ -78,8 +78,8 @@ threads = [threading.Thread(target=busy, args=(n,)) for n in range(4)]
 for thread in threads:
     thread.start()
 calls = {
-    "buffer": lambda: store.buffer(1), "put": lambda: store.put(b"c", b"x"), "put_many": lambda: store.put_many([PutItem(b"c", b"x")]),
-    "delete": lambda: store.delete(b"k"),
+    "put": lambda: store.put(b"c", b"x"), "put_many": lambda: store.put_many([PutItem(b"c", b"x")]),
+    "buffer": lambda: store.buffer(1), "delete": lambda: store.delete(b"k"),
     "flush": store.flush, "rotate_keys": store.rotate_keys, "forget_keys": store.forget_keys,
     "get": lambda: store.get(b"k"), "get_into": lambda: store.get_into(b"k", bytearray(1)),
     "get_many": lambda: next(store.get_many([b"k"])), "iteration": lambda: next(iterator),
