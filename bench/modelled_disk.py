@@ -18,6 +18,7 @@ from kvtier.fs import OsFileSystem
 
 BYTES_PER_S = 160_000_000
 SEEK_S = 0.010
+_PAGE = 4096
 
 
 class ModelledDisk(OsFileSystem):
@@ -65,8 +66,9 @@ class ModelledDisk(OsFileSystem):
             return count
 
     def _way_s(self, path: str, offset: int) -> float:
-        """Until the head is there: over a short gap it waits for the disk to turn."""
+        """Until the head is there: over a short gap it waits for the disk to turn. The page that it has just read, with the
+        rest of which the next read may begin, is in the drive's memory."""
         gap = offset - self._head[1]
-        if path != self._head[0] or gap < 0:
+        if path != self._head[0] or gap < -_PAGE:
             return self._seek_s
-        return min(self._seek_s, gap / self._bytes_per_s)
+        return min(self._seek_s, max(0, gap) / self._bytes_per_s)

@@ -39,8 +39,9 @@ def test_the_formula_charges_the_way_and_the_bytes(tmp_path: Path) -> None:
     assert busy(500, 500) == pytest.approx(0.5)  # goes on
     assert busy(1200, 100) == pytest.approx(0.2 + 0.1)  # waits for the disk to turn
     assert busy(5000, 100) == pytest.approx(1.1)
+    assert busy(5000, 200) == pytest.approx(0.2)  # the page that it has just read, and more
     assert busy(0, 100) == pytest.approx(1.1)  # back
-    assert (disk.reads, disk.seeks, disk.bytes_read) == (5, 3, 1300)
+    assert (disk.reads, disk.seeks, disk.bytes_read) == (6, 3, 1500)
     disk.close(fd)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -14,10 +13,10 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
 import llama_cpp
-import numpy as np
 
 from kvtier import Config, Hit, Store, StoreClosed
-from kvtier_adapters.llama_cpp import LlamaSession, Options, SessionStats, attach, native, restore, session, snapshots
+from kvtier.pool import BufferPool
+from kvtier_adapters.llama_cpp import LlamaSession, Options, SessionStats, attach, restore, session, snapshots
 from kvtier_adapters.llama_cpp.binding import Binding, as_tokens
 from kvtier_adapters.llama_cpp.lookup import Plan
 from kvtier_adapters.llama_cpp.memory import FULL, scratch_ids
@@ -225,12 +224,11 @@ def exhausted(*_: object, **__: object) -> Any:
 
 @of(*KINDS)
 def test_no_memory_for_a_capture(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    poor = SimpleNamespace(empty=exhausted, frombuffer=np.frombuffer, uint8=np.uint8)
     other = case.prompt[::-1]
     expected = tiny_llama.cold(case.llm, other)
     with attach(case.llm, case.store, **SETTINGS) as attached:
         with monkeypatch.context() as patch:
-            patch.setattr(native, "np", poor)
+            patch.setattr(BufferPool, "take", exhausted)
             assert engine.greedy(case.llm, other, 16) == expected
         assert set(attached.stats.errors) == {"MemoryError"}
         assert attached.stats.last_error == "MemoryError: as if there were none"
