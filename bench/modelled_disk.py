@@ -66,8 +66,10 @@ class ModelledDisk(OsFileSystem):
             return count
 
     def _way_s(self, path: str, offset: int) -> float:
-        """Until the head is there: over a short gap it waits for the disk to turn. The page that was read last, with the
-        rest of which the next read may begin, is in the drive's memory."""
+        """Until the head is there: over a short gap it waits for the disk to turn.
+
+        The page that was read last, with the rest of which the next read may begin, is in the drive's memory.
+        """
         gap = offset - self._head[1]
         if path != self._head[0] or gap < -_PAGE:
             return self._seek_s
