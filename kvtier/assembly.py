@@ -45,7 +45,7 @@ from kvtier.tiers.ledger import Ledger
 from kvtier.tiers.limits import Limits, NamespaceOrders
 from kvtier.tiers.making import disk_tiers
 from kvtier.tiers.quotas import Quotas
-from kvtier.trimming import Trimmer, settle
+from kvtier.trimming import close_trimmed, settle
 from kvtier.vault import Vault
 
 log = logging.getLogger("kvtier")
@@ -164,8 +164,7 @@ def _open(
     if not crashes:
         closers.append(partial(running.end, fs, root))  # also if this opening is refused
     index, is_new_index = _open_index(fs, root, audit=audit)
-    trimmer = Trimmer(fs, root, index, _MAP_BYTES)
-    closers.append(trimmer.close)
+    closers.append(partial(close_trimmed, fs, root, index, _MAP_BYTES))
     for tier in config.tier:
         _check_mounted(fs, root, tier, known, index)
     closers.insert(-1, partial(_remove_if_damaged, index, root))  # runs once it is closed
@@ -185,7 +184,6 @@ def _open(
     ladder = _ladder(config, index, tiers, signals, clock, known)
     recovery = Recovery(fs, index, tiers, ladder.ledger, signals, known.block_id, known.store_id)
     report = recovery.run()
-    trimmer.has_room = partial(ladder.has_room, tiers[0])
     # Closing runs backwards: tiers, then the index, then the mark of a clean end, then the lock.
     if crashes:
         closers.insert(1, partial(running.end, fs, root))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 
 from kvtier.errors import StoreError
 from kvtier.fs import FileSystem
@@ -22,7 +21,6 @@ _NEW, _OLD = "index.tmp", "index.old"
 _FREE_BYTES_MIN = 128 << 10
 _FREE_SHARE = 16  # of a file that is quickly copied
 _QUICK_BYTES_MAX = 64 << 20
-_BESIDE_BYTES = 128 << 10  # LMDB's lock file, and the pages of one commit
 
 
 def settle(fs: FileSystem, root: str) -> None:
@@ -36,6 +34,15 @@ def settle(fs: FileSystem, root: str) -> None:
     shutil.rmtree(new, ignore_errors=True)
 
 
+def close_trimmed(fs: FileSystem, root: str, index: LmdbIndex, map_bytes: int) -> None:
+    """Close the index of the store in ``root``, without its free pages if they are many. If that fails, it is as it
+    was."""
+    is_copied = _copied(fs, root, index, map_bytes)
+    index.close()
+    if is_copied:
+        _swap(fs, root)
+
+
 def is_worthwhile(total_bytes: int, free_bytes: int) -> bool:
     """Whether a file is to be copied: it has many free pages, beside what the copy takes."""
     used = total_bytes - free_bytes
@@ -43,40 +50,24 @@ def is_worthwhile(total_bytes: int, free_bytes: int) -> bool:
     return is_much and free_bytes >= _FREE_BYTES_MIN
 
 
-class Trimmer:
-    """Closes the index of the store in ``root``, without its free pages if they are many. If that fails, it is as it
-    was. ``has_room`` says whether so many bytes may be written beside it; nothing is before it is set.
-    """
-
-    def __init__(self, fs: FileSystem, root: str, index: LmdbIndex, map_bytes: int) -> None:
-        self._fs, self._root, self._index, self._map_bytes = fs, root, index, map_bytes
-        self.has_room: Callable[[int], bool] = lambda nbytes: False
-
-    def close(self) -> None:
-        is_copied = self._copy()
-        self._index.close()
-        if is_copied:
-            _swap(self._fs, self._root)
-
-    def _copy(self) -> bool:
-        index, folder = self._index, os.path.join(self._root, _NEW)
-        try:
-            total, free = index.disk_bytes(), index.free_bytes()
-            if index.met_damage or not is_worthwhile(total, free) or not self.has_room(total - free + _BESIDE_BYTES):
-                return False
-            self._fs.make_dir(folder)
-            index.copy_to(folder)
-            copy = LmdbIndex(folder, map_bytes=self._map_bytes, read_only=False)
-            try:
-                with index.read() as view:
-                    carry_over(view, copy)
-            finally:
-                copy.close()  # which makes it durable
-            self._fs.sync_dir(folder)
-        except (OSError, StoreError, IndexFull, IndexUnusable):
-            shutil.rmtree(folder, ignore_errors=True)
+def _copied(fs: FileSystem, root: str, index: LmdbIndex, map_bytes: int) -> bool:
+    folder = os.path.join(root, _NEW)
+    try:
+        if index.met_damage or not is_worthwhile(index.disk_bytes(), index.free_bytes()):
             return False
-        return True
+        fs.make_dir(folder)
+        index.copy_to(folder)
+        copy = LmdbIndex(folder, map_bytes=map_bytes, read_only=False)
+        try:
+            with index.read() as view:
+                carry_over(view, copy)
+        finally:
+            copy.close()  # which makes it durable
+        fs.sync_dir(folder)
+    except (OSError, StoreError, IndexFull, IndexUnusable):
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
 
 
 def _swap(fs: FileSystem, root: str) -> None:
@@ -89,7 +80,6 @@ def _swap(fs: FileSystem, root: str) -> None:
             fs.rename(old, index)
             raise
         fs.sync_dir(root)  # before anything goes: a loss of power may undo the renames
-    except OSError:  # what is left, the next opening settles
-        shutil.rmtree(new, ignore_errors=True)
-        return
+    except OSError:
+        return  # the next opening settles it
     shutil.rmtree(old, ignore_errors=True)

@@ -23,11 +23,6 @@ class Holdings:
         """What counts against the tier's cap: its segments, and for the first tier the index too."""
         return tier.disk_bytes + (self.index_bytes if tier is self.tiers[0] else 0)
 
-    def has_room(self, tier: DiskTier, nbytes: int) -> bool:
-        """Whether a tier is so far below its cap, as far as is known."""
-        used = self.used_bytes(tier)
-        return used + nbytes <= tier.room.cap(used)
-
     @property
     def index_bytes(self) -> int:
         """What the index occupies on disk; 0 while it cannot be read."""
