@@ -31,7 +31,7 @@ from kvtier.identity import (
     dump_tier,
     load_identity,
 )
-from kvtier.index.data_file import DATA_FILE, INDEX_FOLDER, READERS_FILE, looks_cut
+from kvtier.index.data_file import DATA_FILE, looks_cut
 from kvtier.index.errors import IndexBusy, IndexCorrupt, IndexUnusable
 from kvtier.index.following import FollowingIndex
 from kvtier.index.lmdb_index import ENGINE, LmdbIndex, is_sound
@@ -45,12 +45,11 @@ from kvtier.tiers.ledger import Ledger
 from kvtier.tiers.limits import Limits, NamespaceOrders
 from kvtier.tiers.making import disk_tiers
 from kvtier.tiers.quotas import Quotas
-from kvtier.trimming import close_trimmed, settle
 from kvtier.vault import Vault
 
 log = logging.getLogger("kvtier")
 
-LOCK_FILE = "LOCK"
+LOCK_FILE, INDEX_FOLDER = "LOCK", "index"
 _WRITE_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MAP_BYTES = (64 << 20) if os.name == "nt" else (1 << 30)  # grown as needed; sparse but on Windows
 
@@ -155,7 +154,6 @@ def _open(
         fs.write_file_durably(os.path.join(root, STORE_FILE), dump_identity(known))
     for tier in config.tier:
         _tier_folder(fs, tier, known, signals, create=False)  # refused before anything is touched
-    settle(fs, root)
     if fs.exists(index_folder := os.path.join(root, INDEX_FOLDER)):
         _secure(index_folder, signals, narrow=True, follow=False)
     crashes = running.crashes(fs, root)
@@ -164,7 +162,7 @@ def _open(
     if not crashes:
         closers.append(partial(running.end, fs, root))  # also if this opening is refused
     index, is_new_index = _open_index(fs, root, audit=audit)
-    closers.append(partial(close_trimmed, fs, root, index, _MAP_BYTES))
+    closers.append(index.close)
     for tier in config.tier:
         _check_mounted(fs, root, tier, known, index)
     closers.insert(-1, partial(_remove_if_damaged, index, root))  # runs once it is closed
@@ -242,7 +240,7 @@ def _ladder(
 def index_to_read(root: str) -> LmdbIndex:
     """The index of the store in ``root``, for reading. Raises :class:`kvtier.StoreLocked`, :class:`IndexUnusable`."""
     folder = os.path.join(root, INDEX_FOLDER)
-    can_lock = os.access(folder, os.W_OK) and os.access(os.path.join(folder, READERS_FILE), os.W_OK)
+    can_lock = os.access(folder, os.W_OK) and os.access(os.path.join(folder, "lock.mdb"), os.W_OK)
     try:
         return FollowingIndex(folder, map_bytes=_MAP_BYTES, lock=can_lock)
     except IndexBusy as e:

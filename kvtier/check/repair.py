@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kvtier.assembly import LOCK_FILE, Parts, config_of, open_parts
+from kvtier.assembly import INDEX_FOLDER, LOCK_FILE, Parts, config_of, open_parts
 from kvtier.check.blocks import BlockCheck
 from kvtier.check.report import Kind, Report
 from kvtier.check.segments import Progress, header_problem, read_header, records_of
@@ -20,7 +20,6 @@ from kvtier.clock import SystemClock
 from kvtier.config import Config
 from kvtier.events import Listener, Signals
 from kvtier.fs import FileSystem, default_file_system
-from kvtier.index.data_file import INDEX_FOLDER
 from kvtier.index.lmdb_index import is_sound
 from kvtier.keys import KeyProvider
 from kvtier.recovery import Report as Recovered

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvtier import access
-from kvtier.assembly import Parts, index_to_read
+from kvtier.assembly import INDEX_FOLDER, Parts, index_to_read
 from kvtier.check.report import Finding, Kind, Report
 from kvtier.config import Config
 from kvtier.errors import NotAStore, TierMissing
 from kvtier.fs import FileSystem
 from kvtier.identity import STORE_FILE, TIER_FILE, check_tier, load_identity
-from kvtier.index.data_file import DATA_FILE, INDEX_FOLDER, last_commit, looks_cut
+from kvtier.index.data_file import DATA_FILE, last_commit, looks_cut
 from kvtier.index.errors import IndexUnusable
 from kvtier.index.lmdb_index import ENGINE, LmdbIndex, is_sound
 from kvtier.segment.names import segment_name, segment_numbers

@@ -6,8 +6,7 @@ import os
 import struct
 from typing import NamedTuple
 
-INDEX_FOLDER = "index"
-DATA_FILE, READERS_FILE = "data.mdb", "lock.mdb"
+DATA_FILE = "data.mdb"
 _MAGIC = 0xBEEFC0DE
 #: The head of a meta page on 64-bit machines.
 _META = struct.Struct("<16xI20xI92xQQ")

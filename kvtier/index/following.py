@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from kvtier.index import format1
-from kvtier.index.data_file import DATA_FILE, READERS_FILE, looks_cut
+from kvtier.index.data_file import DATA_FILE, looks_cut
 from kvtier.index.lmdb_index import LmdbError, LmdbIndex, View
 from kvtier.index.schema import Form
 from kvtier.index.views import COMPLETE
@@ -21,17 +21,8 @@ class FollowingIndex(LmdbIndex):
 
     def __init__(self, folder: str, *, map_bytes: int, lock: bool) -> None:
         self._lock = lock
+        self._file = _file_id(folder)  # before it is opened: a file that comes in between is noticed
         super().__init__(folder, map_bytes=map_bytes, read_only=True, lock=lock)
-
-    def _open(self, lock: bool) -> None:
-        """Lock and file as they belong together: the writer may put others in the place of both meanwhile."""
-        while True:
-            before = _file_id(self._folder), _file_id(self._folder, READERS_FILE)
-            super()._open(lock)
-            self._file = before[0]
-            if before == (_file_id(self._folder), _file_id(self._folder, READERS_FILE)):
-                return
-            self._env.close()
 
     def disk_bytes(self) -> int:
         """0 while there is none."""
@@ -70,11 +61,11 @@ class FollowingIndex(LmdbIndex):
                 raise OSError(f"index: {e}") from e
             if not is_complete:
                 raise OSError(_BEING_MADE)
-            self._is_dead = False
+            self._file, self._is_dead = file, False
 
 
-def _file_id(folder: str, name: str = DATA_FILE) -> tuple[int, int] | None:
+def _file_id(folder: str) -> tuple[int, int] | None:
     with suppress(OSError):
-        found = os.stat(os.path.join(folder, name))
+        found = os.stat(os.path.join(folder, DATA_FILE))
         return found.st_dev, found.st_ino
     return None

@@ -9,7 +9,6 @@ Threads: any thread may read; one thread at a time writes (the store's backgroun
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -19,7 +18,6 @@ import lmdb
 import lmdb.verify
 
 from kvtier.errors import StoreClosed
-from kvtier.index.data_file import DATA_FILE
 from kvtier.index.errors import IndexBusy, IndexCorrupt, IndexUnusable
 from kvtier.index.gate import Gate
 from kvtier.index.schema import FORM, Form
@@ -30,7 +28,6 @@ __all__ = ["ENGINE", "IndexFull", "LmdbError", "LmdbIndex", "View", "WriteTxn", 
 ENGINE = "lmdb-0.9"
 LmdbError = lmdb.Error
 _READERS_MAX = 1024
-_META_PAGES = 2
 _MAP_BYTES_MAX = 1 << 40
 _DAMAGE = (
     lmdb.BadDbiError,
@@ -100,12 +97,6 @@ class LmdbIndex:
             self.namespaces = db(b"namespaces")
             self.expiries = db(b"expiries")
             self.expiry_order = db(b"expiry_order")
-
-    @property
-    def tables(self) -> list[Any]:
-        """All that there are."""
-        others = (self.departures, self.namespaces, self.expiries, self.expiry_order)
-        return [self.blocks, self.contents, self.segments, self.meta, *(db for db in others if db is not None)]
 
     @contextmanager
     def _as_os_error(self) -> Iterator[None]:
@@ -211,27 +202,6 @@ class LmdbIndex:
         try:
             with self._as_os_error():
                 return int(self._env.info()["last_pgno"] + 1) * int(self._env.stat()["psize"])
-        finally:
-            self._gate.leave()
-
-    def free_bytes(self) -> int:
-        """Of :meth:`disk_bytes`, those of pages that hold nothing. Raises as :meth:`read` does."""
-        self._enter()
-        try:
-            with self._as_os_error(), self._begin() as txn:
-                stats = [self._env.stat(), *map(txn.stat, self.tables)]
-                used = _META_PAGES + sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
-                return int(self._env.info()["last_pgno"] + 1 - used) * int(stats[0]["psize"])
-        finally:
-            self._gate.leave()
-
-    def copy_to(self, folder: str) -> None:
-        """Copy what the last commit left, without free pages, to an empty folder; not durably. :class:`OSError`."""
-        self._enter()
-        try:
-            with self._as_os_error():
-                self._env.copy(folder, compact=True)
-            os.chmod(os.path.join(folder, DATA_FILE), 0o600)
         finally:
             self._gate.leave()
 

@@ -169,12 +169,11 @@ def split_row_key(key: bytes) -> int:
 def encode_block(key: bytes, e: BlockEntry) -> bytes:
     """:class:`ValueError` if its record does not start, or end, where records do."""
     ahead = _signed(e.clock - e.seq)
-    twice = 2 * (ahead if ahead >= 0 else ~ahead)  # as wide as a number with a sign is
-    offset, record_len = _aligned(e.offset), _aligned(e.record_len)
-    shape = shape_of(e.seq, twice, e.segment_no, offset, record_len, max(e.lengths, default=0)) | e.kind << _KIND_AT
+    numbers = e.seq, ahead, e.segment_no, _aligned(e.offset), _aligned(e.record_len)
+    twice = 2 * max(ahead, ~ahead)  # as wide as a number with a sign is
+    shape = shape_of((e.seq, twice, *numbers[2:], max(e.lengths, default=0))) | e.kind << _KIND_AT
     counts = len(e.namespace), len(e.key), len(e.lengths)
     fixed = _BLOCK.pack(e.tier_no, shape, *counts, e.parent_id, e.content_id)
-    numbers = e.seq, ahead, e.segment_no, offset, record_len
     more = _block_layout(shape, *counts).pack(e.namespace, e.key, *numbers, *e.lengths)
     return _sealed(key, b"".join((fixed, more, e.meta)), INDEX_FORMAT)
 
@@ -236,7 +235,7 @@ def encode_expiry_order(key: bytes) -> bytes:
 def encode_content(key: bytes, e: ContentEntry) -> bytes:
     """:class:`ValueError` as :func:`encode_block`."""
     numbers = e.segment_no, _aligned(e.offset), e.head_len - HEAD_BYTES_MIN, e.stored_len, e.refs
-    shape = shape_of(*numbers)
+    shape = shape_of(numbers)
     return _sealed(key, _CONTENT.pack(e.codec, shape) + _content_layout(shape).pack(*numbers), INDEX_FORMAT)
 
 

@@ -270,5 +270,7 @@ class WriteTxn(View):
 
     def clear(self) -> None:
         """Forget everything."""
-        for db in self._ix.tables:
+        ix = self._ix
+        others = (ix.departures, ix.namespaces, ix.expiries, ix.expiry_order)
+        for db in (ix.blocks, ix.contents, ix.segments, *others, ix.meta):
             self._txn.drop(db, delete=False)

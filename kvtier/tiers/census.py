@@ -41,13 +41,6 @@ def is_exact(view: View) -> bool:
     return view.counter(_COUNTED) == view.number
 
 
-def carry_over(view: View, copy: LmdbIndex) -> None:
-    """Let a copy of an index, whose commits have numbers of its own, know whether it has counted. :class:`IndexFull`,
-    :class:`OSError` as writing to it does."""
-    with copy.write() as txn:
-        txn.set_counter(_COUNTED, txn.number if is_exact(view) else 0)
-
-
 def read_census(index: LmdbIndex, count_max: int) -> dict[bytes, NamespaceEntry] | None:
     """What namespaces have, of at most so many; None if it is not known. :class:`OSError` as reading does."""
     with index.read() as view:

@@ -174,9 +174,8 @@ class Ladder(Holdings):
         if written:
             tier.recovered()
         saved = [head.raw_len for head in linked.values() if head.kind is RecordKind.REFERENCE]
-        if saved:
-            self._signals.count("dedup_blocks", len(saved))
-            self._signals.count("dedup_bytes", sum(saved))
+        self._signals.count("dedup_blocks", len(saved))
+        self._signals.count("dedup_bytes", sum(saved))
         return set(linked)
 
     def _abandon(self, tier: DiskTier) -> None:
