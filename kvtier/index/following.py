@@ -10,7 +10,6 @@ from kvtier.index import format1
 from kvtier.index.data_file import DATA_FILE, looks_cut
 from kvtier.index.lmdb_index import LmdbError, LmdbIndex, View
 from kvtier.index.schema import Form
-from kvtier.index.views import COMPLETE
 
 _BEING_MADE = "index: it is being made anew"
 
@@ -32,7 +31,7 @@ class FollowingIndex(LmdbIndex):
 
     def form_of(self, txn: Any) -> Form:
         """An older index is read until it is made anew, which may be in the same file."""
-        is_older = txn.get(COMPLETE.encode(), db=self.meta) == format1.COMPLETE
+        is_older = bool(txn.get(format1.FORM.complete.encode(), db=self.meta))
         return format1.FORM if is_older else super().form_of(txn)
 
     def _enter(self) -> None:

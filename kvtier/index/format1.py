@@ -6,8 +6,6 @@ import struct
 
 from kvtier.index.schema import BlockEntry, ContentEntry, Form, IndexDamaged, checked_body
 
-#: What ``complete`` says, in ``meta``.
-COMPLETE = (1).to_bytes(8, "little")
 _BLOCK = struct.Struct("<QQQQQQBB16sBBHB")
 _CONTENT = struct.Struct("<QQHQQB16sI")
 
@@ -39,4 +37,4 @@ def decode_content(key: bytes, value: bytes) -> ContentEntry:
 
 
 #: The first format.
-FORM = Form(1, 0, content_key, decode_block, decode_content)
+FORM = Form("complete", 0, content_key, decode_block, decode_content)

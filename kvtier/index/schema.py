@@ -255,9 +255,10 @@ def _content_layout(shape: int) -> struct.Struct:
 
 
 class Form(NamedTuple):
-    """How an index of some format holds blocks and contents; ``seed``: of the checksums of both."""
+    """How an index of some format holds blocks and contents. ``complete``: the counter that says that all of them are
+    there, which no other format has; ``seed``: of the checksums of both."""
 
-    number: int
+    complete: str
     seed: int
     content_key: Callable[[int, bytes], bytes]
     decode_block: Callable[[bytes, bytes], BlockEntry]
@@ -265,7 +266,7 @@ class Form(NamedTuple):
 
 
 #: The form in which an index is written.
-FORM = Form(INDEX_FORMAT, INDEX_FORMAT, content_key, decode_block, decode_content)
+FORM = Form(f"complete{INDEX_FORMAT}", INDEX_FORMAT, content_key, decode_block, decode_content)
 
 
 def encode_segment(key: bytes, e: SegmentEntry) -> bytes:

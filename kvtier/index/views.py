@@ -24,7 +24,6 @@ from kvtier.index.schema import (
 if TYPE_CHECKING:
     from kvtier.index.lmdb_index import LmdbIndex
 
-COMPLETE = "complete"
 _DEPARTURES = "departures"
 
 
@@ -157,7 +156,7 @@ class View:
 
     def is_complete(self) -> bool:
         """Whether the index was ever made to agree with the segments, by a kvtier that writes entries as this one."""
-        return self.counter(COMPLETE) == self._form.number
+        return bool(self.counter(self._form.complete))
 
     @property
     def number(self) -> int:
@@ -266,7 +265,7 @@ class WriteTxn(View):
 
     def set_complete(self) -> None:
         """From now on the index agrees with the segments."""
-        self.set_counter(COMPLETE, schema.INDEX_FORMAT)
+        self.set_counter(schema.FORM.complete, 1)
 
     def clear(self) -> None:
         """Forget everything."""

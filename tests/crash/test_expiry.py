@@ -12,6 +12,7 @@ import pytest
 from kvtier import Store
 from kvtier.fs import PortableFileSystem
 from kvtier.index.lmdb_index import LmdbIndex, WriteTxn
+from kvtier.index.schema import FORM
 from kvtier.recovery import Recovery
 from kvtier.testing import FaultyFileSystem, SimulatedCrash
 from tests.clocks import HandClock
@@ -138,7 +139,7 @@ def test_the_time_survives_a_death_while_the_index_is_made_anew(
     mortal.store.flush()
     assert mortal.store._back is not None
     with mortal.store._back.parts.index.write() as txn:
-        txn.set_counter("complete", 0)
+        txn.set_counter(FORM.complete, 0)
     die(mortal.store, mortal.fs)
 
     def dies(*_: object) -> None:
