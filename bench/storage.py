@@ -181,7 +181,9 @@ def _reads(folder: Path, raw: Path, blocks: list[Payload], repeats: int) -> dict
     no_fio = fio.why_not()
     if no_fio is None:
         arms["fio"] = partial(fio.sequential_read, raw)
-    dropped, failed = alternate_with_peers({n: partial(cold, arm) for n, arm in arms.items()}, ["fio"], repeats)
+        arms["fio_direct"] = partial(fio.sequential_read, raw, direct=True)
+    peers = ["fio", "fio_direct"]
+    dropped, failed = alternate_with_peers({n: partial(cold, arm) for n, arm in arms.items()}, peers, repeats)
     return {
         "read_warm": _compared_reads(warm),
         "read_cold": _compared_reads(dropped),
