@@ -8,8 +8,8 @@ For each model and length, one process evaluates the prompt and saves it in the 
 alternate, a new process (:mod:`bench.warm_ttft_arm`) for each sample (the cold one is taken once). The clock
 runs from the request (model loaded, weights touched, store open, tokens in hand) to the first token. The
 files of all arms are dropped from memory just before it starts. The limit reads the same state from a plain file, from
-end to end into memory in use (in pieces of 1 MiB through the page cache, or of 8 MiB past it: whichever is faster), sets
-it (``llama_state_seq_set_data``) and decodes one token.
+end to end into memory in use (in pieces of 1 MiB through the page cache, or of 8 MiB past it: whichever is faster),
+sets it (``llama_state_seq_set_data``) and decodes one token.
 """
 
 from __future__ import annotations
