@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
 from itertools import count
 from threading import Lock
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lmcache.lmcache_native import Bitmap
 from lmcache.logging import init_logger
+from lmcache.v1.distributed.api import ObjectKey
 from lmcache.v1.distributed.internal_api import L2StoreResult
 from lmcache.v1.distributed.l2_adapters.base import AdapterUsage, L2AdapterInterface
 from lmcache.v1.platform import create_event_notifier
@@ -26,10 +28,13 @@ from kvtier import Config, PutOutcome, Store, key_file
 from kvtier_adapters.objects import Name, Objects, owner_of
 
 if TYPE_CHECKING:
-    from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
+    from lmcache.v1.distributed.api import MemoryLayoutDesc
     from lmcache.v1.memory_management import MemoryObj
 
 logger = init_logger(__name__)
+
+#: What names an object of LMCache: all of it goes into the name of the block.
+_KEY_FIELDS = {"chunk_hash", "model_name", "kv_rank", "object_group_id", "cache_salt"}
 
 _Result = TypeVar("_Result")
 
@@ -119,19 +124,23 @@ class KvtierL2Adapter(L2AdapterInterface):  # type: ignore[misc]
     """
 
     def __init__(self, params: Mapping[str, Any], l1_memory_desc: object = None) -> None:
-        """``params``: those of :class:`Options`. Raises ``ValueError`` and what :meth:`kvtier.Store.open` does."""
+        """``params``: those of :class:`Options`. Raises ``ValueError``, what :meth:`kvtier.Store.open` does, and
+        ``RuntimeError`` if LMCache's keys have fields that the names of blocks would leave out."""
+        _check_key_fields()
         options = Options.of(params)
-        self._store = options.open_store()
         super().__init__()
-        self._objects = Objects(self._store)
-        self._durable, self._load_threads = options.durable, options.load_threads
-        self._ids = count()
-        self._stores: _Done[L2StoreResult] = _Done()
-        self._lookups: _Done[Bitmap] = _Done()
-        self._loads: _Done[Bitmap] = _Done()
-        self._storing = ThreadPoolExecutor(1, "kvtier-lmcache-store")
-        self._looking_up = ThreadPoolExecutor(1, "kvtier-lmcache-lookup")
-        self._loading = ThreadPoolExecutor(options.load_threads, "kvtier-lmcache-load")
+        with ExitStack() as opened:
+            self._stores = opened.enter_context(closing(_Done[L2StoreResult]()))
+            self._lookups = opened.enter_context(closing(_Done[Bitmap]()))
+            self._loads = opened.enter_context(closing(_Done[Bitmap]()))
+            self._store = opened.enter_context(options.open_store())
+            self._objects = Objects(self._store)
+            self._durable, self._load_threads = options.durable, options.load_threads
+            self._ids = count()
+            self._storing = _threads(opened, "store", 1)
+            self._looking_up = _threads(opened, "lookup", 1)
+            self._loading = _threads(opened, "load", options.load_threads)
+            self._opened = opened.pop_all()
 
     # -- events -------------------------------------------------------------------------------------
 
@@ -269,11 +278,7 @@ class KvtierL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         }
 
     def close(self) -> None:
-        for pool in (self._storing, self._looking_up, self._loading):
-            pool.shutdown(cancel_futures=True)
-        self._store.close()
-        for done in (self._stores, self._lookups, self._loads):
-            done.close()
+        self._opened.close()
 
     def _tell(self, notify: Callable[..., None], keys: list[ObjectKey], *more: object) -> None:
         """``notify`` the listeners of keys, if there are any."""
@@ -286,6 +291,20 @@ class KvtierL2Adapter(L2AdapterInterface):  # type: ignore[misc]
     def _name(self, key: ObjectKey) -> Name:
         named = (key.chunk_hash, key.model_name.encode(), b"%d" % key.kv_rank, b"%d" % key.object_group_id)
         return self._objects.name(key.cache_salt, named)
+
+
+def _check_key_fields() -> None:
+    """A field that went into no name would mean the bytes of another object: such an LMCache is refused."""
+    if (found := {field.name for field in fields(ObjectKey)}) != _KEY_FIELDS:
+        differing = ", ".join(sorted(found ^ _KEY_FIELDS))
+        raise RuntimeError(f"this LMCache names its objects by other fields than kvtier knows ({differing})")
+
+
+def _threads(opened: ExitStack, what: str, number: int) -> ThreadPoolExecutor:
+    """Threads that ``opened`` ends: what they have begun is awaited, the rest is dropped."""
+    pool = ThreadPoolExecutor(number, f"kvtier-lmcache-{what}")
+    opened.callback(pool.shutdown, cancel_futures=True)
+    return pool
 
 
 def _parts(length: int, count_max: int) -> Iterator[range]:

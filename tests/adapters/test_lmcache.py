@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ with warnings.catch_warnings():
     from lmcache.v1.distributed.l2_adapters import create_l2_adapter
     from lmcache.v1.distributed.l2_adapters.config import parse_args_to_l2_adapters_config
     from lmcache.v1.distributed.storage_manager import PrefetchTaskSpec, StorageManager
+    from lmcache.v1.platform import create_event_notifier
 
     import kvtier_adapters.lmcache
     from kvtier_adapters.lmcache import KvtierL2Adapter
@@ -411,6 +412,38 @@ def test_close_waits_for_memory_in_use_and_lets_the_store_go(opened: Callable[..
     assert not closing.is_alive()
     adapter.close()
     KvtierL2Adapter(params(tmp_path)).close()
+
+
+def test_a_close_that_fails_leaves_no_descriptor_open(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    close = adapter._store.close
+    monkeypatch.setattr(adapter._store, "close", failing())
+    with pytest.raises(OSError, match="gone"):
+        adapter.close()
+    assert [done.fileno() for done in (adapter._stores, adapter._lookups, adapter._loads)] == [-1] * 3
+    close()
+
+
+def test_an_adapter_that_cannot_be_made_lets_the_store_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def noted() -> Any:
+        made.append(create_event_notifier())
+        return made[-1]
+
+    monkeypatch.setattr(kvtier_adapters.lmcache, "create_event_notifier", noted)
+    with monkeypatch.context() as patched:
+        patched.setattr(kvtier_adapters.lmcache, "ThreadPoolExecutor", failing())
+        with pytest.raises(OSError, match="gone"):
+            KvtierL2Adapter(params(tmp_path))
+    assert [event.fileno() for event in made] == [-1] * 3
+    KvtierL2Adapter(params(tmp_path)).close()
+
+
+def test_an_lmcache_that_names_by_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = make_dataclass("ObjectKey", [("layer", int, 0)], bases=(ObjectKey,), frozen=True)
+    monkeypatch.setattr(kvtier_adapters.lmcache, "ObjectKey", more)
+    with pytest.raises(RuntimeError, match=r"other fields than kvtier knows \(layer\)"):
+        KvtierL2Adapter(params(tmp_path))
 
 
 def test_its_status_is_that_of_the_store(adapter: Any) -> None:
