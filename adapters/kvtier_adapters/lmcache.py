@@ -8,8 +8,9 @@ and knows after a restart what it has, so LMCache is given no capacity to evict 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
 from itertools import count
 from threading import Lock
@@ -18,18 +19,22 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lmcache.lmcache_native import Bitmap
 from lmcache.logging import init_logger
+from lmcache.v1.distributed.api import ObjectKey
 from lmcache.v1.distributed.internal_api import L2StoreResult
 from lmcache.v1.distributed.l2_adapters.base import AdapterUsage, L2AdapterInterface
 from lmcache.v1.platform import create_event_notifier
 
-from kvtier import Config, Store, key_file
+from kvtier import Config, PutOutcome, Store, key_file
 from kvtier_adapters.objects import Name, Objects, owner_of
 
 if TYPE_CHECKING:
-    from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
+    from lmcache.v1.distributed.api import MemoryLayoutDesc
     from lmcache.v1.memory_management import MemoryObj
 
 logger = init_logger(__name__)
+
+#: What names an object of LMCache: all of it goes into the name of the block.
+_KEY_FIELDS = {"chunk_hash", "model_name", "kv_rank", "object_group_id", "cache_salt"}
 
 _Result = TypeVar("_Result")
 
@@ -119,19 +124,23 @@ class KvtierL2Adapter(L2AdapterInterface):  # type: ignore[misc]
     """
 
     def __init__(self, params: Mapping[str, Any], l1_memory_desc: object = None) -> None:
-        """``params``: those of :class:`Options`. Raises ``ValueError`` and what :meth:`kvtier.Store.open` does."""
+        """``params``: those of :class:`Options`. Raises ``ValueError``, what :meth:`kvtier.Store.open` does, and
+        ``RuntimeError`` if LMCache's keys have fields that the names of blocks would leave out."""
+        _check_key_fields()
         options = Options.of(params)
-        self._store = options.open_store()
         super().__init__()
-        self._objects = Objects(self._store)
-        self._durable, self._load_threads = options.durable, options.load_threads
-        self._ids = count()
-        self._stores: _Done[L2StoreResult] = _Done()
-        self._lookups: _Done[Bitmap] = _Done()
-        self._loads: _Done[Bitmap] = _Done()
-        self._storing = ThreadPoolExecutor(1, "kvtier-lmcache-store")
-        self._looking_up = ThreadPoolExecutor(1, "kvtier-lmcache-lookup")
-        self._loading = ThreadPoolExecutor(options.load_threads, "kvtier-lmcache-load")
+        with ExitStack() as opened:
+            self._stores = opened.enter_context(closing(_Done[L2StoreResult]()))
+            self._lookups = opened.enter_context(closing(_Done[Bitmap]()))
+            self._loads = opened.enter_context(closing(_Done[Bitmap]()))
+            self._store = opened.enter_context(options.open_store())
+            self._objects = Objects(self._store)
+            self._durable, self._load_threads = options.durable, options.load_threads
+            self._ids = count()
+            self._storing = _threads(opened, "store", 1)
+            self._looking_up = _threads(opened, "lookup", 1)
+            self._loading = _threads(opened, "load", options.load_threads)
+            self._opened = opened.pop_all()
 
     # -- events -------------------------------------------------------------------------------------
 
@@ -155,18 +164,25 @@ class KvtierL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         return self._stores.take_all()
 
     def _run_store(self, task: int, keys: list[ObjectKey], objects: list[MemoryObj]) -> None:
-        result = L2StoreResult(False, 0)
+        stored: list[ObjectKey] = []
+        sizes: list[int] = []
+        complete = True
         try:
-            pairs = ((self._name(key), object_.byte_array) for key, object_ in zip(keys, objects, strict=True))
-            saved = self._objects.save(pairs, durable=self._durable)
-            sizes = [objects[position].get_size() for position in saved.new]
-            if saved.new:
-                self._notify_keys_stored([keys[position] for position in saved.new], sizes)
-            result = L2StoreResult(saved.complete, sum(sizes))
+            for key, object_ in zip(keys, objects, strict=True):
+                data = object_.byte_array
+                outcome = self._objects.save(self._name(key), data)
+                if outcome:
+                    stored.append(key)
+                    sizes.append(data.nbytes)
+                elif outcome is PutOutcome.SKIPPED:
+                    complete = False
+            if self._durable:
+                self._objects.flush()
         except Exception:
-            logger.exception("kvtier: %d objects were not stored", len(keys))
-        finally:
-            self._stores.add(task, result)
+            complete = False
+            logger.exception("kvtier: not all of %d objects were stored", len(keys))
+        self._tell(self._notify_keys_stored, stored, sizes)
+        self._stores.add(task, L2StoreResult(complete, sum(sizes)))
 
     # -- looking up ---------------------------------------------------------------------------------
 
@@ -181,7 +197,10 @@ class KvtierL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         return self._lookups.take(task_id)
 
     def submit_unlock(self, keys: list[ObjectKey]) -> None:
-        self._objects.unlock([self._name(key) for key in keys])
+        try:
+            self._objects.unlock([self._name(key) for key in keys])
+        except Exception:
+            logger.exception("kvtier: %d objects were not unlocked", len(keys))
 
     def _run_lookup(self, task: int, keys: list[ObjectKey]) -> None:
         found: list[bool] = [False] * len(keys)
@@ -215,21 +234,24 @@ class KvtierL2Adapter(L2AdapterInterface):  # type: ignore[misc]
             self._finish_load(task, load)
 
     def _finish_load(self, task: int, load: _Load) -> None:
-        try:
-            if keys := [key for key, loaded in zip(load.keys, load.loaded, strict=True) if loaded]:
-                self._notify_keys_accessed(keys)
-        except Exception:
-            logger.exception("kvtier: a listener failed")
-        finally:
-            self._loads.add(task, _bitmap(load.loaded))
+        keys = [key for key, loaded in zip(load.keys, load.loaded, strict=True) if loaded]
+        self._tell(self._notify_keys_accessed, keys)
+        self._loads.add(task, _bitmap(load.loaded))
 
     # -- the rest -----------------------------------------------------------------------------------
 
     def delete(self, keys: list[ObjectKey]) -> None:
-        sizes = self._objects.delete([self._name(key) for key in keys])
-        gone = [(key, size) for key, size in zip(keys, sizes, strict=True) if size is not None]
-        if gone:
-            self._notify_keys_deleted([key for key, _ in gone], [size for _, size in gone])
+        gone: list[ObjectKey] = []
+        sizes: list[int] = []
+        try:
+            for key in keys:
+                size = self._objects.delete(self._name(key))
+                if size is not None:
+                    gone.append(key)
+                    sizes.append(size)
+        except Exception:
+            logger.exception("kvtier: not all of %d objects were deleted", len(keys))
+        self._tell(self._notify_keys_deleted, gone, sizes)
 
     def get_usage(self) -> AdapterUsage:
         """What the store has, also from before a restart. By salt: values as they were stored, of at most 1,024 salts,
@@ -256,15 +278,33 @@ class KvtierL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         }
 
     def close(self) -> None:
-        for pool in (self._storing, self._looking_up, self._loading):
-            pool.shutdown(cancel_futures=True)
-        self._store.close()
-        for done in (self._stores, self._lookups, self._loads):
-            done.close()
+        self._opened.close()
+
+    def _tell(self, notify: Callable[..., None], keys: list[ObjectKey], *more: object) -> None:
+        """``notify`` the listeners of keys, if there are any."""
+        try:
+            if keys:
+                notify(keys, *more)
+        except Exception:
+            logger.exception("kvtier: a listener failed")
 
     def _name(self, key: ObjectKey) -> Name:
         named = (key.chunk_hash, key.model_name.encode(), b"%d" % key.kv_rank, b"%d" % key.object_group_id)
         return self._objects.name(key.cache_salt, named)
+
+
+def _check_key_fields() -> None:
+    """A field that went into no name would mean the bytes of another object: such an LMCache is refused."""
+    if (found := {field.name for field in fields(ObjectKey)}) != _KEY_FIELDS:
+        differing = ", ".join(sorted(found ^ _KEY_FIELDS))
+        raise RuntimeError(f"this LMCache names its objects by other fields than kvtier knows ({differing})")
+
+
+def _threads(opened: ExitStack, what: str, number: int) -> ThreadPoolExecutor:
+    """Threads that ``opened`` ends: what they have begun is awaited, the rest is dropped."""
+    pool = ThreadPoolExecutor(number, f"kvtier-lmcache-{what}")
+    opened.callback(pool.shutdown, cancel_futures=True)
+    return pool
 
 
 def _parts(length: int, count_max: int) -> Iterator[range]:

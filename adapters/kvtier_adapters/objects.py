@@ -7,25 +7,28 @@ work by owner, and the fields are hashed::
     key       = blake2b(length and bytes of each field, key=secret of the store, digest_size=32)
     namespace = the owner in UTF-8, or "@" + blake2b(owner, digest_size=32) if that is longer than 64 bytes
 
-An object never changes: what has the name of one that is stored is not stored again.
+An object never changes: what has the name and the size of one that is stored is not stored again, unless that could
+not be read. One of another size (an engine that lays its objects out anew keeps their names) takes its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from hashlib import blake2b
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvtier import KvtierError
+from kvtier import KvtierError, Miss, MissReason
 
 if TYPE_CHECKING:
-    from kvtier import Store
+    from kvtier import PutOutcome, Store
 
 _DIGEST_BYTES = 32
 _NAMESPACE_BYTES_MAX = 64
 _HASHED = b"@"
+_UNREAD_MAX = 1 << 16
 
 
 class Name(NamedTuple):
@@ -33,13 +36,6 @@ class Name(NamedTuple):
 
     namespace: bytes
     key: bytes
-
-
-class Saved(NamedTuple):
-    """``new``: the positions of the objects that were not there before. ``complete``: whether all are there now."""
-
-    new: list[int]
-    complete: bool
 
 
 def namespace_of(owner: str) -> bytes:
@@ -59,7 +55,8 @@ def owner_of(namespace: bytes) -> str | None:
 
 
 class Objects:
-    """The objects of one store. Any thread; :meth:`save` and :meth:`load` may take as long as the disk does.
+    """The objects of one store. Any thread; :meth:`save`, :meth:`load` and :meth:`flush` may take as long as the disk
+    does.
 
     Errors of the store (:class:`kvtier.KvtierError`, :class:`OSError`) end in :meth:`load` as a miss, and come out of
     the other methods.
@@ -68,6 +65,7 @@ class Objects:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._secret = store.derive_key(b"objects")
+        self._unread: set[Name] = set()  # of objects that the index has: the last load of each failed
 
     def name(self, owner: str, fields: Sequence[bytes]) -> Name:
         """The name of an object; other fields, or as many cut otherwise, give another one."""
@@ -77,35 +75,32 @@ class Objects:
             hasher.update(field)
         return Name(namespace_of(owner), hasher.digest())
 
-    def save(self, objects: Iterable[tuple[Name, memoryview]], *, durable: bool) -> Saved:
-        """Copy what is not stored yet into the store; with ``durable``, wait until it is on disk.
+    def save(self, name: Name, data: memoryview) -> PutOutcome | None:
+        """Copy an object into the store; None if it is there already."""
+        info = self._store.info(name.key, namespace=name.namespace)
+        if info is not None and info.nbytes == data.nbytes and name not in self._unread:
+            return None
+        outcome = self._store.put(name.key, data, namespace=name.namespace)
+        if outcome:
+            self._unread.discard(name)
+        return outcome
 
-        Not complete if the write queue was full and the store is configured to skip then.
-        """
-        new, complete = [], True
-        for position, (name, data) in enumerate(objects):
-            if self._store.contains(name.key, namespace=name.namespace):
-                continue
-            if self._store.put(name.key, data, namespace=name.namespace):
-                new.append(position)
-            else:
-                complete = False
-        if durable:
-            self._store.flush()
-        return Saved(new, complete)
+    def flush(self) -> None:
+        """Wait until what was saved is on disk."""
+        self._store.flush()
 
     def lock(self, names: Sequence[Name]) -> list[bool]:
         """Which of the objects are there; these are not evicted until they are unlocked as often as they were locked.
 
-        A lock ends with the process at the latest.
+        An eviction that is under way may take one all the same. A lock ends with the process at the latest.
         """
-        for namespace, keys in _by_namespace(names):
-            self._store.pin(keys, namespace=namespace)
-        found = [False] * len(names)
-        try:
+        with ExitStack() as undo:
+            for namespace, keys in _by_namespace(names):
+                self._store.pin(keys, namespace=namespace)
+                undo.callback(self._store.unpin, keys, namespace=namespace)
             found = [self._store.contains(name.key, namespace=name.namespace) for name in names]
-        finally:
-            self.unlock([name for name, there in zip(names, found, strict=True) if not there])
+            undo.pop_all()
+        self.unlock([name for name, there in zip(names, found, strict=True) if not there])
         return found
 
     def unlock(self, names: Sequence[Name]) -> None:
@@ -117,18 +112,20 @@ class Objects:
         """Fill ``into`` with the object, every byte checked; False, its contents undefined, if that cannot be done:
         the object is not there, is damaged, cannot be read, or has another size."""
         try:
-            return bool(self._store.get_into(name.key, into, namespace=name.namespace))
+            read = self._store.get_into(name.key, into, namespace=name.namespace)
         except (KvtierError, OSError):
             return False
+        if read:
+            self._unread.discard(name)
+        elif isinstance(read, Miss) and read.reason is MissReason.UNAVAILABLE and len(self._unread) < _UNREAD_MAX:
+            self._unread.add(name)
+        return bool(read)
 
-    def delete(self, names: Iterable[Name]) -> list[int | None]:
-        """Forget the objects, locked or not; their sizes in bytes, None for those that were not there."""
-        sizes: list[int | None] = []
-        for name in names:
-            info = self._store.info(name.key, namespace=name.namespace)
-            gone = self._store.delete(name.key, namespace=name.namespace)
-            sizes.append(info.nbytes if info is not None and gone else None)
-        return sizes
+    def delete(self, name: Name) -> int | None:
+        """Forget an object, locked or not; its size in bytes, None if it was not there."""
+        info = self._store.info(name.key, namespace=name.namespace)
+        gone = self._store.delete(name.key, namespace=name.namespace)
+        return info.nbytes if info is not None and gone else None
 
 
 def _by_namespace(names: Sequence[Name]) -> Iterator[tuple[bytes, list[bytes]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -10,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ with warnings.catch_warnings():
     from lmcache.v1.distributed.l2_adapters import create_l2_adapter
     from lmcache.v1.distributed.l2_adapters.config import parse_args_to_l2_adapters_config
     from lmcache.v1.distributed.storage_manager import PrefetchTaskSpec, StorageManager
+    from lmcache.v1.platform import create_event_notifier
 
+    import kvtier_adapters.lmcache
     from kvtier_adapters.lmcache import KvtierL2Adapter
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -214,6 +217,17 @@ def test_an_object_of_another_size_is_a_miss(adapter: Any) -> None:
     assert load(adapter, [KEY], [smaller]) == [False]
 
 
+def test_another_data_type_takes_the_place_of_the_one_before(opened: Callable[..., Any]) -> None:
+    store(opened(), [KEY], memory(1))
+    adapter, (smaller,), (into,) = opened(), memory(1, first=7), memory(1)
+    smaller.set_used_size(SIZE // 2)
+    into.set_used_size(SIZE // 2)
+    assert load(adapter, [KEY], [into]) == [False]
+    assert store(adapter, [KEY], [smaller]).bytes_transferred() == SIZE // 2
+    assert load(adapter, [KEY], [into]) == [True]
+    assert contents([into]) == [bytes([7]) * (SIZE // 2)]
+
+
 def test_damage_is_a_miss_and_can_be_stored_again(opened: Callable[..., Any], tmp_path: Path) -> None:
     keys, objects = data.make_object_keys(2), memory(2, first=77)
     store(opened(), keys, objects)
@@ -303,6 +317,52 @@ def test_listeners_hear_of_what_happened(adapter: Any) -> None:
     assert found(adapter, keys) == [False] * 3
 
 
+@pytest.mark.parametrize("fails", ["put", "flush"])
+def test_listeners_hear_of_what_a_failed_store_has_stored(
+    opened: Callable[..., Any], fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, keys, heard = opened(durable=True), data.make_object_keys(2), Heard()
+    adapter.register_listener(heard)
+    with monkeypatch.context() as patched:
+        patched.setattr(adapter._store, fails, failing(adapter._store.put, 1) if fails == "put" else failing())
+        assert not store(adapter, keys, memory(2)).is_successful()
+    count = 1 if fails == "put" else 2
+    assert heard.calls == [("stored", count * SIZE)]
+    assert store(adapter, keys, memory(2)).bytes_transferred() == (2 - count) * SIZE
+    assert sum(size for _, size in heard.calls) == 2 * SIZE
+
+
+def test_a_listener_that_fails_fails_no_store(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "_notify_keys_stored", failing())
+    assert store(adapter, [KEY], memory(1)).bytes_transferred() == SIZE
+
+
+def test_no_unlock_or_delete_raises(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, heard, logged = data.make_object_keys(2), Heard(), []
+    store(adapter, keys, memory(2))
+    adapter.register_listener(heard)
+    monkeypatch.setattr(kvtier_adapters.lmcache.logger, "exception", lambda text, *more: logged.append(text % more))
+    with monkeypatch.context() as patched:
+        patched.setattr(adapter._store, "delete", failing(adapter._store.delete, 1))
+        adapter.delete(keys)
+    assert heard.calls == [("deleted", 1)]
+    monkeypatch.setattr(adapter._store, "unpin", failing())
+    adapter.submit_unlock(keys)
+    assert logged == ["kvtier: not all of 2 objects were deleted", "kvtier: 2 objects were not unlocked"]
+
+
+def failing(first: Callable[..., Any] | None = None, times: int = 0) -> Callable[..., Any]:
+    """``first`` so many times, then an error."""
+    left = [first] * times
+
+    def call(*args: Any, **options: Any) -> Any:
+        if not left:
+            raise OSError(errno.EIO, "gone")
+        return left.pop()(*args, **options)  # type: ignore[misc]
+
+    return call
+
+
 class Blocking:
     """Memory that cannot be had yet."""
 
@@ -352,6 +412,38 @@ def test_close_waits_for_memory_in_use_and_lets_the_store_go(opened: Callable[..
     assert not closing.is_alive()
     adapter.close()
     KvtierL2Adapter(params(tmp_path)).close()
+
+
+def test_a_close_that_fails_leaves_no_descriptor_open(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    close = adapter._store.close
+    monkeypatch.setattr(adapter._store, "close", failing())
+    with pytest.raises(OSError, match="gone"):
+        adapter.close()
+    assert [done.fileno() for done in (adapter._stores, adapter._lookups, adapter._loads)] == [-1] * 3
+    close()
+
+
+def test_an_adapter_that_cannot_be_made_lets_the_store_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def noted() -> Any:
+        made.append(create_event_notifier())
+        return made[-1]
+
+    monkeypatch.setattr(kvtier_adapters.lmcache, "create_event_notifier", noted)
+    with monkeypatch.context() as patched:
+        patched.setattr(kvtier_adapters.lmcache, "ThreadPoolExecutor", failing())
+        with pytest.raises(OSError, match="gone"):
+            KvtierL2Adapter(params(tmp_path))
+    assert [event.fileno() for event in made] == [-1] * 3
+    KvtierL2Adapter(params(tmp_path)).close()
+
+
+def test_an_lmcache_that_names_by_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = make_dataclass("ObjectKey", [("layer", int, 0)], bases=(ObjectKey,), frozen=True)
+    monkeypatch.setattr(kvtier_adapters.lmcache, "ObjectKey", more)
+    with pytest.raises(RuntimeError, match=r"other fields than kvtier knows \(layer\)"):
+        KvtierL2Adapter(params(tmp_path))
 
 
 def test_its_status_is_that_of_the_store(adapter: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kvtier import Config, FlushError, LimitError, Store
+from kvtier import Config, FlushError, LimitError, PutOutcome, Store
 from kvtier.fs import default_file_system
 from kvtier.testing import FaultyFileSystem
 from kvtier_adapters.objects import Name, Objects, namespace_of, owner_of
@@ -44,7 +44,9 @@ def view(data: bytes) -> memoryview:
 
 def save(objects: Objects, *fields: bytes, owner: str = "", durable: bool = False) -> list[Name]:
     found = [objects.name(owner, [field]) for field in fields]
-    assert objects.save(((n, view(noise(n, SIZE))) for n in found), durable=durable).complete
+    assert PutOutcome.SKIPPED not in [objects.save(n, view(noise(n, SIZE))) for n in found]
+    if durable:
+        objects.flush()
     return found
 
 
@@ -97,18 +99,40 @@ def test_an_object_comes_back_and_only_for_its_owner(objects: Objects) -> None:
 
 def test_the_memory_of_a_saved_object_can_be_used_again(objects: Objects) -> None:
     name, data = objects.name("", [b"x"]), view(noise("x", SIZE))
-    objects.save([(name, data)], durable=False)
+    objects.save(name, data)
     data[:] = bytes(SIZE)
     assert loaded(objects, name) == noise("x", SIZE)
 
 
 def test_what_is_there_is_not_stored_again(store: Store, objects: Objects) -> None:
-    (first,) = save(objects, b"a")
-    second = objects.name("", [b"b"])
-    saved = objects.save([(first, view(b"other")), (second, view(noise("b", SIZE)))], durable=False)
-    assert saved == ([1], True)
-    assert loaded(objects, first) == noise(first, SIZE)
-    assert store.stats().puts == 2
+    (name,) = save(objects, b"a")
+    assert objects.save(name, view(bytes(SIZE))) is None
+    assert loaded(objects, name) == noise(name, SIZE)
+    assert store.stats().puts == 1
+
+
+def test_another_size_takes_the_place_of_what_is_there(objects: Objects) -> None:
+    (name,) = save(objects, b"a", durable=True)
+    assert loaded(objects, name, SIZE // 2) is None
+    assert objects.save(name, view(noise("half", SIZE // 2)))
+    assert objects.save(name, view(noise("half", SIZE // 2))) is None
+    objects.flush()
+    assert loaded(objects, name, SIZE // 2) == noise("half", SIZE // 2)
+
+
+def test_what_cannot_be_read_can_be_stored_again(tmp_path: Path) -> None:
+    fs = FaultyFileSystem(default_file_system())
+    with Store.open(config(tmp_path), fs=fs) as store:
+        objects = Objects(store)
+        name, other = save(objects, b"a", b"b", durable=True)
+        fs.fail_at(1, errno.EIO, op="read_at", lasting=True)
+        assert (loaded(objects, name), loaded(objects, other)) == (None, None)
+        fs.heal()
+        assert objects.save(name, view(noise(name, SIZE)))
+        assert objects.save(name, view(noise(name, SIZE))) is None
+        assert store.stats().puts == 3
+        assert loaded(objects, other) == noise(other, SIZE)  # it can be read after all
+        assert objects.save(other, view(noise(other, SIZE))) is None
 
 
 def test_durable_waits_for_the_disk(store: Store, objects: Objects) -> None:
@@ -130,12 +154,13 @@ def test_a_full_queue_that_skips_is_told(tmp_path: Path) -> None:
     with Store.open(settings, background=False) as store:
         objects = Objects(store)
         found = [objects.name("", [field]) for field in (b"a", b"b")]
-        assert objects.save([(n, view(noise(n, SIZE))) for n in found], durable=False) == ([0], False)
+        outcomes = [objects.save(n, view(noise(n, SIZE))) for n in found]
+        assert outcomes == [PutOutcome.QUEUED, PutOutcome.SKIPPED]
 
 
 def test_an_object_over_the_limit_is_an_error(objects: Objects) -> None:
     with pytest.raises(LimitError):
-        objects.save([(objects.name("", [b"x"]), view(bytes(MIB)))], durable=False)
+        objects.save(objects.name("", [b"x"]), view(bytes(MIB)))
 
 
 def test_what_cannot_be_loaded_is_a_miss(store: Store, objects: Objects) -> None:
@@ -182,9 +207,29 @@ def test_a_failed_lookup_leaves_no_lock(store: Store, objects: Objects, monkeypa
     assert store.stats().pinned == 0
 
 
-def test_a_delete_gives_the_sizes_of_what_was_there(objects: Objects) -> None:
+def test_a_lookup_that_fails_midway_leaves_no_lock(
+    store: Store, objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin = store.pin
+
+    def fail_for_them(keys: list[bytes], *, namespace: bytes) -> None:
+        if namespace == b"them":
+            raise OSError(5, "gone")
+        pin(keys, namespace=namespace)
+
+    (ours,) = save(objects, b"x", owner="us")
+    assert objects.lock([ours]) == [True]
+    monkeypatch.setattr(store, "pin", fail_for_them)
+    with pytest.raises(OSError, match="gone"):
+        objects.lock([ours, objects.name("them", [b"x"])])
+    assert store.stats().pinned == 1
+    objects.unlock([ours])
+    assert store.stats().pinned == 0
+
+
+def test_a_delete_gives_the_size_of_what_was_there(objects: Objects) -> None:
     (name,) = save(objects, b"x")
     absent = objects.name("", [b"absent"])
     assert objects.lock([name]) == [True]
-    assert objects.delete([absent, name, name]) == [None, SIZE, None]
+    assert [objects.delete(n) for n in (absent, name, name)] == [None, SIZE, None]
     assert loaded(objects, name) is None
