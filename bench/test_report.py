@@ -20,7 +20,7 @@ CHURN = {
 
 
 def hdd(ratio: float) -> dict[str, Any]:
-    arm = {"s": {"median": 1.0}, "reads": 3, "bytes": 100}
+    arm = {"s": {"median": 1.0, "min": 1.0, "max": 1.0}, "reads": 3, "bytes": 100}
     arms = {"restore": arm, "sequential": arm, "unaided": arm}
     row = {"disk": "throttled", "place": "alone", **arms, "of_sequential": ratio, "of_unaided": 1.0}
     return {"rows": [row], "goal": 0.8, "no_throttle": None}
