@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.entry import uncertainty
+from bench.machines import machine_of
 from bench.report_text import goal, table
 from bench.scoreboard import number
 
@@ -77,7 +78,9 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> Found:
     medians = dict(_spreads(a["figures"], ())), dict(_spreads(b["figures"], ()))
     figures = [_figure(way, medians[0][way], medians[1][way]) for way in medians[0] if way in medians[1]]
     return {
-        "same_machine": a.get("machine") == b.get("machine"),
+        "same_machine": all(
+            _hardware(a, suite) == _hardware(b, suite) for suite in a["figures"] if suite in b["figures"]
+        ),
         "entries": [_entry(entry, after[key]) for key, entry in before.items() if key in after],
         "figures": [figure for figure in figures if figure["change"]],
         "compared": len(figures),
@@ -85,6 +88,11 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> Found:
             {"entry": " ".join(key), "met": bool(entry["met"])} for key, entry in before.items() if key not in after
         ],
     }
+
+
+def _hardware(summary: Mapping[str, Any], suite: str) -> list[str | None]:
+    made_on = machine_of(summary, suite)
+    return [made_on.get(part) for part in _HARDWARE]
 
 
 def _identity(entry: Mapping[str, Any]) -> tuple[str, str, str]:

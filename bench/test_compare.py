@@ -64,6 +64,14 @@ def test_timed_figures_change_beyond_noise_only() -> None:
     assert [f["change"] for f in back] == ["better"]
 
 
+def test_machines_are_those_of_the_suites_that_both_have() -> None:
+    old = summary(storage={}, hdd={})  # which knows only one for all
+    new = {**summary(storage={}, peers={}), "machine": {"system": "other"}}
+    assert not compare.compare(old, new)["same_machine"]
+    new["machines"] = {"storage": {"system": "one", "python": "newer"}, "peers": {"system": "other"}}
+    assert compare.compare(old, new)["same_machine"]
+
+
 def test_rows_are_told_apart_by_their_names() -> None:
     def rows(*models: str) -> dict[str, Any]:
         return summary(stall={"rows": [{"model": m, "capture_s": spread(1.0 if m == "x" else 3.0, 0)} for m in models]})
