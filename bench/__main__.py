@@ -47,7 +47,8 @@ from bench import (
     two_models,
     warm_ttft,
 )
-from bench.measure import Suite, machine, reason_of
+from bench.machines import machine
+from bench.measure import Suite, reason_of
 from bench.peers import suite as peers
 
 SUITES: dict[str, Suite] = {

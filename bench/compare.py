@@ -2,7 +2,7 @@
 
 Each is a ``summary.json``, or a git revision, whose ``bench/report/summary.json`` it is then. Figures that are timed
 have changed if their medians differ by more than twice what both are uncertain, and by 5 % at least; counted ones, if
-they differ at all. The exit code is 1 if a goal that A met is not met by B, beyond noise.
+they differ at all. The exit code is 1 if a goal that A met is not met by B, beyond noise, or has no figure in B.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.entry import uncertainty
-from bench.report_text import table
+from bench.machines import machine_of
+from bench.report_text import goal, table
 from bench.scoreboard import number
 
 _IN_REVISION = "bench/report/summary.json"
@@ -25,6 +26,9 @@ _SURE = 2  #: times the uncertainty
 _LEAST = 0.05
 #: Parts of the way to a figure below which more is better; all others are seconds.
 _RATES = frozenset({"rates", "read_cold", "read_warm", "flush", "after_first", "after_second", "growth", "pairs"})
+_RATE_SUITES = frozenset({"peers"})  # all of their figures
+#: What of a machine decides how long something takes.
+_HARDWARE = ("processor", "memory", "system")
 #: What tells the elements of a list apart.
 _NAMES = (
     *("model", "name", "kv_type", "tokens", "turn_tokens", "blocks", "disk", "place", "what", "operation", "arm"),
@@ -47,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(str(e))
     found = compare(a, b)
     sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n" if options.json else text(found))
-    return int(any(entry["regressed"] for entry in found["entries"]))
+    return int(any(e["regressed"] for e in found["entries"]) or any(e["met"] for e in found["missing"]))
 
 
 def load(source: str) -> Mapping[str, Any]:
@@ -67,18 +71,28 @@ def load(source: str) -> Mapping[str, Any]:
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> Found:
-    """``entries``: what both have; ``figures``: timed ones that have changed; ``missing``: entries of A only."""
+    """``entries``: what both have; ``figures``: timed ones that have changed; ``missing``: entries of A only, and
+    whether they met their goals."""
     before = {_identity(entry): entry for entry in a["entries"]}
     after = {_identity(entry): entry for entry in b["entries"]}
     medians = dict(_spreads(a["figures"], ())), dict(_spreads(b["figures"], ()))
     figures = [_figure(way, medians[0][way], medians[1][way]) for way in medians[0] if way in medians[1]]
     return {
-        "same_machine": a.get("machine") == b.get("machine"),
+        "same_machine": all(
+            _hardware(a, suite) == _hardware(b, suite) for suite in a["figures"] if suite in b["figures"]
+        ),
         "entries": [_entry(entry, after[key]) for key, entry in before.items() if key in after],
         "figures": [figure for figure in figures if figure["change"]],
         "compared": len(figures),
-        "missing": [" ".join(key) for key in before if key not in after],
+        "missing": [
+            {"entry": " ".join(key), "met": bool(entry["met"])} for key, entry in before.items() if key not in after
+        ],
     }
+
+
+def _hardware(summary: Mapping[str, Any], suite: str) -> list[str | None]:
+    made_on = machine_of(summary, suite)
+    return [made_on.get(part) for part in _HARDWARE]
 
 
 def _identity(entry: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -98,7 +112,7 @@ def _entry(a: Mapping[str, Any], b: Mapping[str, Any]) -> Found:
         "noise": noise,
         "change": change,
         "met": [a["met"], b["met"]],
-        "regressed": a["met"] and not b["met"] and change == "worse",
+        "regressed": bool(a["met"]) and b["met"] is False and change == "worse",
         "arms": arms,
     }
 
@@ -125,7 +139,8 @@ def _figure(way: Sequence[str], a: Mapping[str, float], b: Mapping[str, float]) 
     noise = _SURE * hypot(uncertainty(a), uncertainty(b))
     is_more = ratio > 1
     changed = abs(ratio - 1) > max(noise, _LEAST)
-    change = ("better" if is_more == bool(_RATES & set(way)) else "worse") if changed else ""
+    is_rate = way[0] in _RATE_SUITES or bool(_RATES & set(way))
+    change = ("better" if is_more == is_rate else "worse") if changed else ""
     return {
         "figure": " / ".join(way),
         "a": a["median"],
@@ -148,8 +163,8 @@ def text(found: Found) -> str:
                 number(entry["a"]),
                 number(entry["b"]),
                 "" if entry["ratio"] is None else f"{entry['ratio']:.2f}",
-                f"{entry['sense']} {entry['goal']:g}",
-                " -> ".join("yes" if met else "no" for met in entry["met"]),
+                goal(entry),
+                " -> ".join("yes" if met else "no" for met in entry["met"] if met is not None),
                 "**regressed**" if entry["regressed"] else entry["change"],
             ]
             for entry in found["entries"]
@@ -165,5 +180,5 @@ def text(found: Found) -> str:
                 for f in found["figures"]
             ),
         )
-    lines += [f"Not in B: {name}" for name in found["missing"]]
+    lines += [f"Not in B: {e['entry']}" + (", **met by A**" if e["met"] else "") for e in found["missing"]]
     return "\n".join(lines) + "\n"

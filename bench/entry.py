@@ -12,12 +12,16 @@ Entry = dict[str, Any]
 Arms = Mapping[str, float]
 
 
-def at_least(name: str, suite: str, what: str, arms: Arms, goal: float, limit: float | None, **more: Any) -> Entry:
-    """An entry that should not be below its goal. ``more``: see :func:`_entry`."""
+def at_least(
+    name: str, suite: str, what: str, arms: Arms, goal: float | None, limit: float | None, **more: Any
+) -> Entry:
+    """An entry that should not be below its goal; None: it is shown, and has none. ``more``: see :func:`_entry`."""
     return _entry(name, suite, what, arms, min(arms.values()), "≥", goal, limit, **more)
 
 
-def at_most(name: str, suite: str, what: str, arms: Arms, goal: float, limit: float | None, **more: Any) -> Entry:
+def at_most(
+    name: str, suite: str, what: str, arms: Arms, goal: float | None, limit: float | None, **more: Any
+) -> Entry:
     """An entry that should not be above its goal."""
     return _entry(name, suite, what, arms, max(arms.values()), "≤", goal, limit, **more)
 
@@ -29,15 +33,18 @@ def _entry(
     arms: Arms,
     value: float,
     sense: str,
-    goal: float,
+    goal: float | None,
     limit: float | None,
     *,
     measured: str | None = None,
     noise: float | None = None,
     beaten_by: Sequence[str] = (),
+    tolerance: Mapping[str, float] | None = None,
 ) -> Entry:
     """``measured``: the limit in its own unit, as it was in the same run. ``noise``: how far, as a share of it, the
-    value is uncertain, where it is timed. ``beaten_by``: peers that did better in some arm, and where."""
+    value is uncertain, where it is timed. ``beaten_by``: peers that did better in some arm, and where. ``tolerance``:
+    how far, as a share of the goal, an arm may miss it and be said to meet it."""
+    may_miss = tolerance or {}
     entry = {
         "id": name,
         "suite": suite,
@@ -46,12 +53,16 @@ def _entry(
         "median": median(arms.values()),
         "sense": sense,
         "goal": goal,
-        "met": value >= goal if sense == "≥" else value <= goal,
+        "met": None if goal is None else all(_meets(arms[n], sense, goal, may_miss.get(n, 0.0)) for n in arms),
         "limit": limit,
         "arms": dict(arms),
     }
     optional = {"measured": measured, "noise": noise, "beaten_by": list(beaten_by)}
     return entry | {key: value for key, value in optional.items() if value}
+
+
+def _meets(value: float, sense: str, goal: float, tolerance: float) -> bool:
+    return value >= goal * (1 - tolerance) if sense == "≥" else value <= goal * (1 + tolerance)
 
 
 def uncertainty(spread: Mapping[str, float]) -> float:

@@ -6,11 +6,12 @@ An entry's ``value`` is that of its worst arm, and is what the goal is held agai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from statistics import mean
+from collections.abc import Callable, Iterator, Sequence
+from math import hypot, sqrt
+from statistics import mean, stdev
 
 from bench import goals_llama, goals_store
-from bench.entry import Arms, Entry, Figures, at_least, at_most
+from bench.entry import Arms, Entry, Figures, at_least, at_most, ratio_noise, uncertainty
 from bench.eviction import OURS
 from bench.peers.compared import comparisons
 
@@ -29,7 +30,8 @@ def _hdd(figures: Figures) -> Iterator[Entry]:
         rows = [row for row in figures["rows"] if row["disk"] == disk]
         arms = {f"{row['place']}, {arm}": row[f"of_{arm}"] for row in rows for arm in ("sequential", "unaided")}
         what = f"restore after churn / sequential, {disk} disk"
-        yield at_least("P5", "hdd", what, arms, figures["goal"], 1.0)
+        pairs = [(row["restore"]["s"], row[arm]["s"]) for row in rows for arm in ("sequential", "unaided")]
+        yield at_least("P5", "hdd", what, arms, figures["goal"], 1.0, noise=ratio_noise(*pairs))
 
 
 def _eviction(figures: Figures) -> Iterator[Entry]:
@@ -52,11 +54,24 @@ def _eviction(figures: Figures) -> Iterator[Entry]:
     yield at_least("P6", "eviction", "hits / leaf-LRU's", cells("of_lru_hits", *every), 0.99, None)
     recompute = {arm: value for arm, value in cells("of_bound_recompute", "full").items() if ", 5%," in arm}
     yield at_most("P6", "eviction", "recompute time missed / the bound's, at 5 %, hints: full", recompute, 1.15, None)
-    by_trace = {
-        trace["name"]: mean(v for s in trace["series"] if s["policy"] == OURS for v in s["of_lru_cpu"])
+    cpu = {
+        trace["name"]: [v for s in trace["series"] if s["policy"] == OURS for v in s["of_lru_cpu"]]
         for trace in figures["traces"]
     }
-    yield at_most("P6", "eviction", "CPU time / leaf-LRU's, mean of a trace's cells", by_trace, 3.4, None)
+    yield at_most(
+        "P6",
+        "eviction",
+        "CPU time / leaf-LRU's, mean of a trace's cells",
+        {name: mean(ratios) for name, ratios in cpu.items()},
+        3.4,
+        None,
+        noise=_error_of_mean(max(cpu.values(), key=mean)),  # cells are timed once each
+    )
+
+
+def _error_of_mean(values: Sequence[float]) -> float:
+    """As a share of it."""
+    return stdev(values) / sqrt(len(values)) / mean(values) if len(values) > 1 else 0.0
 
 
 def _churn(figures: Figures) -> Iterator[Entry]:
@@ -93,6 +108,7 @@ def _prefetch(figures: Figures) -> Iterator[Entry]:
         hidden,
         figures["goal_hidden"],
         1.0,
+        noise=max((_hidden_noise(row, rows[0]) for row in rows if row["ahead"] > 1), default=0.0),
     )
     queued = {f"known {row['ahead']:g} times as long before": row["wasted"] for row in rows if row["ahead"]}
     yield at_most("P10", "prefetch", "wasted / useful, of queued requests", queued, figures["goal_wasted"], 0.0)
@@ -103,10 +119,17 @@ def _prefetch(figures: Figures) -> Iterator[Entry]:
     yield at_most("P10", "prefetch", "wasted / useful, of next turns", turns, figures["goal_wasted"], 0.0)
 
 
+def _hidden_noise(row: Figures, unaided: Figures) -> float:
+    """How far the share of a wait that is hidden is uncertain: by the wait that is left, as a share of the whole."""
+    hidden = float(row["hidden"])
+    return abs((1 - hidden) / hidden) * hypot(uncertainty(row["wait_s"]), uncertainty(unaided["wait_s"]))
+
+
 def _peers(figures: Figures) -> Iterator[Entry]:
     for compared in comparisons(figures):
-        what = f"{compared.what}, kvtier / a peer"
-        yield at_least("P11", "peers", what, compared.arms, 1.0, compared.limit, beaten_by=compared.beaten_by)
+        what, goal = f"{compared.what}, kvtier / a peer", 1.0 if compared.has_goal else None
+        more = {"noise": compared.noise, "beaten_by": compared.beaten_by}
+        yield at_least("P11", "peers", what, compared.arms, goal, compared.limit, **more)
 
 
 _MAKERS: dict[str, Callable[[Figures], Iterator[Entry]]] = {

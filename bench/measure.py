@@ -1,9 +1,7 @@
-"""What the suites share: alternating arms, medians, folder sizes, room on the disk, and facts about the machine."""
+"""What the suites share: alternating arms, medians, folder sizes, and room on the disk."""
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
 import statistics
 import time
@@ -78,15 +76,3 @@ def kernel_bytes_written() -> int | None:
     except OSError:
         return None
     return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes:"))
-
-
-def machine() -> dict[str, str]:
-    """The machine in general terms."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    release = ".".join(platform.release().split(".")[:2])
-    return {
-        "processor": f"{os.cpu_count()} cores, {platform.machine()}",
-        "memory": f"{memory / 2**30:.0f} GiB",
-        "system": f"{platform.system()} {release}",
-        "python": platform.python_version(),
-    }

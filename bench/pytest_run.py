@@ -28,6 +28,7 @@ def run_files(names: Sequence[str], *options: str) -> Ran:
         result, report = Path(folder) / "result.json", Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *(str(_HERE / name) for name in names)]
         command += ["--benchmark-json", str(result), "--junit-xml", str(report), "--basetemp", f"{folder}/pytest"]
+        command += ["-o", "tmp_path_retention_policy=failed"]  # the files of one that passed are removed at once
         alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # also in a test
         done = subprocess.run([*command, *options], cwd=_HERE.parent, env=alone, capture_output=True, text=True)
         if not result.exists() or not result.stat().st_size:

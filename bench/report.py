@@ -15,6 +15,7 @@ from typing import Any
 
 from bench import plots, report_io, report_llama, report_peers, report_policies, report_store, scoreboard
 from bench.goals import entries
+from bench.machines import Machine, in_words, machine_of
 from bench.report_text import Lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ POLICIES: dict[str, Callable[[Mapping[str, Any]], Lines]] = {
 
 def keep(
     figures: Mapping[str, Any],
-    machine: Mapping[str, str] | None,
+    machine: Machine | None,
     *,
     quick: bool,
     failed: Mapping[str, str | None] | None = None,
@@ -71,9 +72,11 @@ def keep(
     before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"machine": {}, "figures": {}}
     known = before["figures"] | figures
     reasons = {**before.get("failed", {}), **(failed or {})}
+    made_on = {suite: machine_of(before, suite) for suite in before["figures"]}
     summary = {
         "quick": quick,
         "machine": machine or before["machine"],
+        "machines": {**made_on, **(dict.fromkeys(figures, machine) if machine else {})},
         "entries": entries(known),
         "failed": {name: reason for name, reason in reasons.items() if reason},
         "figures": known,
@@ -110,8 +113,14 @@ def part(name: str, summary: Summary, folder: str = FROM_DOCS) -> str:
 def benchmarks(summary: Summary, folder: str = FROM_DOCS) -> str:
     """The figures of all suites that are not about policies."""
     command = "make bench" + (" QUICK=1" if summary["quick"] else "")
-    facts = [value if name != "python" else f"Python {value}" for name, value in summary["machine"].items()]
-    lines = [f"Made by `{command}` on: {', '.join(facts)}. Medians, with least and most in brackets."]
+    made_on: dict[str, list[str]] = {}
+    for name in BENCHMARKS:
+        if name in summary["figures"]:
+            made_on.setdefault(in_words(machine_of(summary, name)), []).append(f"`{name}`")
+    where = "; ".join(
+        words + (f" ({', '.join(names)})" if len(made_on) > 1 else "") for words, names in made_on.items()
+    )
+    lines = [f"Made by `{command}` on: {where}. Medians, with least and most in brackets."]
     for name, write in BENCHMARKS.items():
         if name in summary["figures"]:
             lines += ["", *write(summary["figures"][name]), *_plot(name, folder)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.eviction import OURS
-from bench.report_text import Lines, size, table
+from bench.report_text import Lines, goal, met, size, table
 from kvtier.replay import belady
 
 Figures = Mapping[str, Any]
@@ -21,8 +21,8 @@ def goals(entries: Iterable[Mapping[str, Any]]) -> Lines:
                 e["what"],
                 f"**{_number(e['value'])}**",
                 _number(e["median"]),
-                f"{e['sense']} {e['goal']:g}",
-                "yes" if e["met"] else "**no**",
+                goal(e),
+                met(e),
                 f"`python -m bench {e['suite']}`",
             ]
             for e in entries

@@ -36,6 +36,19 @@ def seconds(s: float) -> str:
     return f"{s * 1e9:.0f} ns"
 
 
+def goal(entry: Mapping[str, Any]) -> str:
+    """Of an entry; empty if it has none."""
+    return "" if entry["goal"] is None else f"{entry['sense']} {entry['goal']:g}"
+
+
+def met(entry: Mapping[str, Any]) -> str:
+    """Whether an entry meets its goal, and whether only as what is missing is within noise."""
+    if not entry["met"]:
+        return "" if entry["met"] is None else "**no**"
+    misses = entry["value"] < entry["goal"] if entry["sense"] == "≥" else entry["value"] > entry["goal"]
+    return "yes, within noise" if misses else "yes"
+
+
 def size(nbytes: float) -> str:
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= factor:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from bench.report_text import Lines, table
+from bench.report_text import Lines, goal, met, table
+from bench.unmeasured import SUITES, Unmeasured, unmeasured
 
-IDS = tuple(f"P{n}" for n in range(1, 13))
+IDS = tuple(SUITES)
 
 
 def scoreboard(summary: Mapping[str, Any]) -> Lines:
-    """One row for each entry; of goals that were not measured one too."""
-    entries = summary["entries"]
-    rows = [row for name in IDS for row in _rows(name, [e for e in entries if e["id"] == name])]
-    met = sum(entry["met"] for entry in entries)
-    yield f"{met} of {len(entries)} figures meet their goals. A figure is that of its worst arm."
+    """One row for each entry, and for each figure that was not measured."""
+    entries, left_out = summary["entries"], list(unmeasured(summary))
+    rows = []
+    for name in IDS:
+        rows += [_row(entry) for entry in entries if entry["id"] == name]
+        rows += [_unmeasured(left) for left in left_out if left.id == name]
+    held = [entry for entry in entries if entry["goal"] is not None]
+    yield (
+        f"{sum(entry['met'] for entry in held)} of {len(held)} figures meet their goals. A figure is that of its worst "
+        "arm; one without a goal is there to be seen."
+    )
     yield ""
     head = ["", "figure", "value", "goal", "met", "limit", "limit, as measured in the same run", "beaten by", "suite"]
     yield from table(head, rows)
@@ -26,21 +33,23 @@ def scoreboard(summary: Mapping[str, Any]) -> Lines:
         )
 
 
-def _rows(name: str, entries: list[Mapping[str, Any]]) -> Iterator[list[str]]:
-    if not entries:
-        yield [name, "not measured", *[""] * 7]
-    for entry in entries:
-        yield [
-            name,
-            entry["what"],
-            f"**{number(entry['value'])}**",
-            f"{entry['sense']} {entry['goal']:g}",
-            "yes" if entry["met"] else "**no**",
-            "" if entry["limit"] is None else number(entry["limit"]),
-            entry.get("measured", ""),
-            ", ".join(entry.get("beaten_by", ())),
-            f"`{entry['suite']}`",
-        ]
+def _row(entry: Mapping[str, Any]) -> list[str]:
+    return [
+        entry["id"],
+        entry["what"],
+        f"**{number(entry['value'])}**",
+        goal(entry),
+        met(entry),
+        "" if entry["limit"] is None else number(entry["limit"]),
+        entry.get("measured", ""),
+        ", ".join(entry.get("beaten_by", ())),
+        f"`{entry['suite']}`",
+    ]
+
+
+def _unmeasured(left: Unmeasured) -> list[str]:
+    reason = f"not measured: {left.reason}"
+    return [left.id, f"{left.what}: {reason}" if left.what else reason, *[""] * 6, f"`{left.suite}`"]
 
 
 def number(value: float) -> str:

@@ -64,6 +64,14 @@ def test_timed_figures_change_beyond_noise_only() -> None:
     assert [f["change"] for f in back] == ["better"]
 
 
+def test_machines_are_those_of_the_suites_that_both_have() -> None:
+    old = summary(storage={}, hdd={})  # which knows only one for all
+    new = {**summary(storage={}, peers={}), "machine": {"system": "other"}}
+    assert not compare.compare(old, new)["same_machine"]
+    new["machines"] = {"storage": {"system": "one", "python": "newer"}, "peers": {"system": "other"}}
+    assert compare.compare(old, new)["same_machine"]
+
+
 def test_rows_are_told_apart_by_their_names() -> None:
     def rows(*models: str) -> dict[str, Any]:
         return summary(stall={"rows": [{"model": m, "capture_s": spread(1.0 if m == "x" else 3.0, 0)} for m in models]})
@@ -82,8 +90,33 @@ def test_what_is_no_summary_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_missing_entries_are_named() -> None:
     found = compare.compare(summary(counted(1.0), timed(1.0, 0.1)), summary(counted(1.0)))
-    assert found["missing"] == ["P1 storage restore / fio"]
-    assert "Not in B: P1 storage restore / fio" in compare.text(found)
+    assert found["missing"] == [{"entry": "P1 storage restore / fio", "met": True}]
+    assert "Not in B: P1 storage restore / fio, **met by A**" in compare.text(found)
+
+
+@pytest.mark.parametrize(("before", "code"), [(1.0, 1), (1.2, 0)])
+def test_a_goal_that_was_met_and_has_no_figure_is_an_error(tmp_path: Path, before: float, code: int) -> None:
+    a, b = written(tmp_path, "a", summary(counted(before))), written(tmp_path, "b", summary())
+    assert compare.main([a, b]) == code
+
+
+def test_an_entry_without_a_goal_is_compared_and_is_no_error(tmp_path: Path) -> None:
+    def shown(value: float) -> dict[str, Any]:
+        return summary(at_most("P3", "warm_ttft", "saving", {"one": value}, None, None))
+
+    (entry,) = compare.compare(shown(1.0), shown(2.0))["entries"]
+    assert (entry["change"], entry["met"], entry["regressed"]) == ("worse", [None, None], False)
+    assert compare.main([written(tmp_path, "a", shown(1.0)), written(tmp_path, "b", summary())]) == 0
+    assert "| saving | 1 | 2 | 2.00 |  |  | worse |" in compare.text(compare.compare(shown(1.0), shown(2.0)))
+
+
+@pytest.mark.parametrize("key", ["acknowledged", "durable", "warm", "cold", "store"])
+def test_more_is_better_of_peers(key: str) -> None:
+    def rows(rate: float) -> dict[str, Any]:
+        return summary(peers={"rows": [{"name": "kvtier", key: spread(rate, 0)}]})
+
+    assert [f["change"] for f in compare.compare(rows(1e9), rows(2e9))["figures"]] == ["better"]
+    assert [f["change"] for f in compare.compare(rows(2e9), rows(1e9))["figures"]] == ["worse"]
 
 
 def test_more_runs_are_more_certain() -> None:

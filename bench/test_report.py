@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import goals, report
+from bench import goals, machines, report
 
 CHURN = {
     "bytes_max": 1000,
@@ -20,7 +21,7 @@ CHURN = {
 
 
 def hdd(ratio: float) -> dict[str, Any]:
-    arm = {"s": {"median": 1.0}, "reads": 3, "bytes": 100}
+    arm = {"s": {"median": 1.0, "min": 1.0, "max": 1.0}, "reads": 3, "bytes": 100}
     arms = {"restore": arm, "sequential": arm, "unaided": arm}
     row = {"disk": "throttled", "place": "alone", **arms, "of_sequential": ratio, "of_unaided": 1.0}
     return {"rows": [row], "goal": 0.8, "no_throttle": None}
@@ -37,10 +38,29 @@ def test_a_run_replaces_the_figures_of_its_own_suites(tmp_path: Path, monkeypatc
         ("P7", 1.1, True),
         ("P7", 1.2, False),
     ]
+    assert kept["machines"] == {"churn": {"system": "one"}, "hdd": {"system": "other"}}
     assert "| throttled | alone |" in page.read_text(encoding="utf-8")
     assert [file.name for file in drawn] == ["churn.svg", "churn.png", "hdd.svg", "hdd.png"]
     report.keep({}, None, quick=True)
     assert json.loads(summary.read_text(encoding="utf-8")) == kept
+
+
+def test_the_page_says_which_figures_were_made_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    calls = {"call_s": {"get": {"median": 1.0, "min": 1.0, "max": 1.0, "runs": 1}}}
+    (tmp_path / ".benchmarks" / "quick").mkdir(parents=True)
+    older = {"machine": {"system": "one"}, "figures": {"operations": calls}}
+    (tmp_path / ".benchmarks" / "quick" / "summary.json").write_text(json.dumps(older), encoding="utf-8")
+    _, page, *_ = report.keep({}, None, quick=True)
+    assert " on: one. " in page.read_text(encoding="utf-8")
+    report.keep({"two_models": {"tokens": 1, "rows": []}}, {"python": "3"}, quick=True)
+    assert " on: Python 3 (`two_models`); one (`operations`). " in page.read_text(encoding="utf-8")
+
+
+def test_a_machine_says_what_was_measured_on_it() -> None:
+    known = machines.machine()
+    assert set(known) == {"processor", "memory", "system", "python", "packages"}
+    assert f"lmdb {metadata.version('lmdb')}" in machines.in_words(known)
 
 
 def test_an_entry_is_its_worst_arm() -> None:

@@ -99,6 +99,28 @@ def test_benchmarks_become_rows() -> None:
     assert all(row["call_s"]["median"] > 0 for row in rows)
 
 
+def test_a_benchmark_leaves_no_files_behind(tmp_path: Path) -> None:
+    file = tmp_path / "test_two.py"
+    file.write_text(
+        "def test_first(benchmark, tmp_path):\n"
+        "    (tmp_path / 'block').touch()\n"
+        "    benchmark(lambda: None)\n"
+        "def test_second(tmp_path):\n"
+        "    assert not list(tmp_path.parent.glob('*/block'))\n",
+        encoding="utf-8",
+    )
+    ran = run_files([str(file)], "--benchmark-max-time", "0")
+    assert ([benchmark["name"] for benchmark in ran.benchmarks], ran.left_out) == (["test_first"], {})
+
+
+def test_too_little_disk_leaves_all_sizes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_io, "_BYTES_QUICK", 1 << 60)
+    found = block_io.run(True, nothing)
+    assert found["rows"] == []
+    assert set(found["left_out"]) == set(block_io.FILES)
+    assert "too little disk" in "".join(report.BENCHMARKS["block_io"](found))
+
+
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(

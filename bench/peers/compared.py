@@ -1,32 +1,34 @@
-"""kvtier held against the peers: only against those that do the same, and each that is faster by name."""
+"""kvtier held against the peers, and each that is faster by name.
+
+A rate of storing is held against a goal only where the peer's acknowledged block survives no more than kvtier's does:
+with the others it is shown beside it, without a goal.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
+from bench.entry import ratio_noise
 from bench.peers import lmcache, registry
+from bench.peers.peer import Survives
 
-#: Key of a row, and in words what kvtier's rate of it is divided by the others'.
-_STORES_AND_LOADS = {
-    "durable": "store until durable",
-    "acknowledged": "store until acknowledged (what it survives then differs)",
-    "warm": "load from the page cache",
-    "cold": "load from the disk",
-}
-_LMCACHE = {
-    "store": "LMCache: store",
-    "warm": "LMCache: load from the page cache",
-    "cold": "LMCache: load from the disk",
-}
+Row = Mapping[str, Any]
+
+_LOADS = {"warm": "load from the page cache", "cold": "load from the disk"}
+_STRENGTH: Sequence[str] = get_args(Survives)  # in this order
 
 
 class Comparison(NamedTuple):
-    """``arms``: kvtier's rate divided by each peer's. ``limit``: the fastest limit divided by the fastest peer."""
+    """``arms``: kvtier's rate divided by each peer's. ``limit``: the fastest limit divided by the fastest peer; None
+    where a peer is faster. ``noise``: how far the arms are uncertain, as a share. ``has_goal``: whether the peers do
+    the same."""
 
     what: str
     arms: dict[str, float]
     limit: float | None
+    noise: float
+    has_goal: bool
 
     @property
     def beaten_by(self) -> list[str]:
@@ -37,22 +39,47 @@ class Comparison(NamedTuple):
 def comparisons(figures: Mapping[str, Any]) -> Iterator[Comparison]:
     """One for each thing that kvtier and at least one peer have a figure of."""
     rows = figures["rows"]
-    for key, what in _STORES_AND_LOADS.items():
-        ours = next((r for r in rows if r["name"] == registry.OURS), None)
-        limits = [r[key]["median"] for r in rows if r["kind"] == "limit" and r[key]]
-        yield from _compare(f"2 MiB blocks, {what}", key, ours, [r for r in rows if r["kind"] == "peer"], limits)
+    peers = [r for r in rows if r["kind"] == "peer"]
+    limits = [r for r in rows if r["kind"] == "limit"]
+    for ours in (r for r in rows if r["name"] == registry.OURS):
+        yield from _compare("2 MiB blocks, store until durable", "durable", ours, peers, limits)
+        yield from _acknowledged("2 MiB blocks, store until acknowledged", "acknowledged", ours, peers, limits)
+        for key, what in _LOADS.items():
+            yield from _compare(f"2 MiB blocks, {what}", key, ours, peers, limits)
     rows = figures["lmcache"]["rows"]
-    ours = next((r for r in rows if r["name"] == lmcache.OURS), None)
-    others = [r for r in rows if r["kind"] == "peer"]
-    for key, what in _LMCACHE.items():
-        yield from _compare(what, key, ours, others, [])
+    peers = [r for r in rows if r["kind"] == "peer"]
+    for ours in (r for r in rows if r["kind"] == "ours"):
+        yield from _acknowledged("LMCache: store" + ours["name"].removeprefix(lmcache.OURS), "store", ours, peers, [])
+        if ours["name"] == lmcache.OURS:  # the others load as it does
+            for key, what in _LOADS.items():
+                yield from _compare(f"LMCache: {what}", key, ours, peers, [])
+
+
+def _acknowledged(what: str, key: str, ours: Row, peers: Sequence[Row], limits: Sequence[Row]) -> Iterator[Comparison]:
+    """With those whose block survives no more then, and with the others."""
+    known = [peer for peer in peers if peer[key]]
+    same = [peer for peer in known if _strength(peer) <= _strength(ours)]
+    yield from _compare(what, key, ours, same, limits)
+    others = [peer for peer in known if peer not in same]
+    yield from _compare(f"{what}, by peers whose block survives more then", key, ours, others, [], has_goal=False)
+
+
+def _strength(row: Row) -> int:
+    return _STRENGTH.index((row.get("facts") or row)["acknowledged"])
 
 
 def _compare(
-    what: str, key: str, ours: Mapping[str, Any] | None, peers: Sequence[Mapping[str, Any]], limits: Sequence[float]
+    what: str, key: str, ours: Row, peers: Sequence[Row], limits: Sequence[Row], *, has_goal: bool = True
 ) -> Iterator[Comparison]:
-    rates = {peer["name"]: peer[key]["median"] for peer in peers if peer[key]}
-    if ours is None or not ours[key] or not rates:
+    theirs = {peer["name"]: peer[key] for peer in peers if peer[key]}
+    if not ours[key] or not theirs:
         return
-    limit = max(limits) / max(rates.values()) if limits else None
-    yield Comparison(what, {name: ours[key]["median"] / rate for name, rate in rates.items()}, limit)
+    fastest = max((row[key]["median"] for row in limits if row[key]), default=0.0)
+    limit = fastest / max(rate["median"] for rate in theirs.values())
+    yield Comparison(
+        what,
+        {name: ours[key]["median"] / rate["median"] for name, rate in theirs.items()},
+        limit if limit >= 1 else None,
+        ratio_noise(*((ours[key], rate) for rate in theirs.values())),
+        has_goal,
+    )

@@ -19,12 +19,16 @@ from kvtier import Hit, Store
 from kvtier.direct import PAGE
 from kvtier.fs import OsFileSystem
 from kvtier.index.lmdb_index import LmdbIndex
+from kvtier.pool import BufferPool, _Memory
 from kvtier.testing import FaultyFileSystem
 from tests.stores import KIB, MIB, config, fill, names, noise, settle, tier, value_of
 
 BLOCK = 64 * KIB
+LARGE = 2 * MIB  #: in memory of the pool, which Python's allocator does not see, and read past the system's cache
 SMALL = 16 * KIB  #: more than all that is allocated beside a block
 HEAD_MAX = 256  #: bytes of a record beside its payload, padding included
+READERS = 2  #: threads that read ahead
+SLAB_BYTES = 8 * MIB + 2 * PAGE  #: what one of them reads into
 
 
 class Costs:
@@ -66,8 +70,9 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> Costs:
 
 
 def small_store(folder: Path, costs: Costs, *, ram: int = 0) -> Store:
-    one = tier(bytes_max=64 * MIB, segment_bytes=32 * MIB)
-    return Store.open(config(folder, one, ram=ram), fs=costs.fs, background=False)
+    one = tier(bytes_max=192 * MIB, segment_bytes=64 * MIB)
+    sizes = config(folder, one, ram=ram, value_bytes_max=LARGE, prefetch={"threads": READERS})
+    return Store.open(sizes, fs=costs.fs, background=False)
 
 
 @contextmanager
@@ -241,3 +246,92 @@ def test_reopening_takes_as_much_for_any_number_of_blocks(tmp_path: Path, costs:
     assert taken[4].get("index write", 0) == 0
     assert taken[4]["index read"] <= 6
     assert taken[4]["open"] <= 8
+
+
+# -- large blocks ------------------------------------------------------------------------------------
+
+
+class Memory:
+    """What the pools have lent, and what was new of that, since the last question."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._lent: list[int] = []
+        self._new_bytes = 0
+        take, make = BufferPool.take, _Memory.__init__
+
+        def counted_take(pool: BufferPool, nbytes: int, **options: bool) -> memoryview:
+            self._lent.append(nbytes)
+            return take(pool, nbytes, **options)
+
+        def counted_make(memory: _Memory, nbytes: int, may_map: bool) -> None:
+            self._new_bytes += nbytes
+            make(memory, nbytes, may_map)
+
+        monkeypatch.setattr(BufferPool, "take", counted_take)
+        monkeypatch.setattr(_Memory, "__init__", counted_make)
+
+    def taken(self) -> tuple[list[int], int]:
+        """Bytes of each piece of memory that was lent, and bytes that came from the system for that."""
+        found = self._lent, self._new_bytes
+        self._lent, self._new_bytes = [], 0
+        return found
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
+    return Memory(monkeypatch)
+
+
+def test_put_of_a_large_block_copies_once_or_not_at_all(tmp_path: Path, costs: Costs, memory: Memory) -> None:
+    with opened(tmp_path, costs) as store:
+        mine, given, whole = bytearray(LARGE), bytearray(noise(1, LARGE)), noise(2, LARGE)
+        memory.taken()
+        assert allocated(lambda: store.put(b"a", mine)) < SMALL
+        assert memory.taken() == ([LARGE], LARGE)
+        assert allocated(lambda: store.put(b"b", given, give=True)) < SMALL
+        assert allocated(lambda: store.put(b"c", whole)) < SMALL
+        assert allocated(store.flush) < LARGE // 4
+        assert memory.taken() == ([], 0)
+        assert costs.taken()["write_at"] == 1
+
+
+def test_a_large_block_is_read_once_into_its_own_memory_or_to_where_it_is_wanted(
+    tmp_path: Path, costs: Costs, memory: Memory
+) -> None:
+    with opened(tmp_path, costs) as store:
+        values = fill(store, names(2), LARGE)
+        hits: list[Any] = []
+        costs.taken()
+        costs.nbytes()
+        memory.taken()
+        assert allocated(lambda: hits.append(store.get(b"k0001"))) < SMALL
+        assert value_of(hits[0]) == values[b"k0001"]
+        assert memory.taken() == ([LARGE], LARGE)
+        assert costs.taken()["read_at"] == 1
+        assert 0 < costs.nbytes()[1] - LARGE < HEAD_MAX
+        target = bytearray(LARGE)
+        assert allocated(lambda: store.get_into(b"k0000", target)) < SMALL
+        assert target == values[b"k0000"]
+        assert memory.taken() == ([], 0)
+        assert costs.taken() == {"read_at": 1, "index read": 1}
+        assert 0 < costs.nbytes()[1] - LARGE < HEAD_MAX
+
+
+@pytest.mark.parametrize("count", [8, 24])
+def test_a_chain_of_large_blocks_passes_through_a_few_buffers(
+    tmp_path: Path, costs: Costs, memory: Memory, count: int
+) -> None:
+    """Three blocks a read, but for the first few; no more memory for a longer chain."""
+    with opened(tmp_path, costs) as store:
+        fill(store, names(count), LARGE, chain=True)
+        costs.taken()
+        costs.nbytes()
+        memory.taken()
+        for key, hit in zip(names(count), store.get_many(names(count), keep=False), strict=True):
+            assert value_of(hit) == noise(key, LARGE)
+        lent, new_bytes = memory.taken()
+        taken = costs.taken()
+        assert taken["read_at"] == len(lent) <= 3 + count // 3
+        assert taken["index read"] == 1
+        assert new_bytes <= (READERS + 2) * SLAB_BYTES
+        assert 0 < costs.nbytes()[1] - count * LARGE < count * HEAD_MAX + len(lent) * 2 * PAGE
