@@ -181,7 +181,8 @@ class Store(Advised):
         """Writable memory of ``nbytes``, to be filled with a value and given to the store (``put(..., give=True)``).
 
         It is memory that an earlier value was in, if there is any: the first touch of new memory costs several times
-        the copy into it. Its contents are undefined; it is the caller's alone for as long as a view of it exists.
+        the copy into it. Its contents are undefined, and may be those of an earlier value, of any namespace; it is the
+        caller's alone for as long as a view of it exists.
         """
         self._check_open()
         return self._pool.take(nbytes)
