@@ -17,6 +17,7 @@ from functools import partial
 from typing import TypeVar
 
 from kvtier.assembly import Parts
+from kvtier.background.hashing import ContentIds
 from kvtier.background.prefetcher import Prefetcher
 from kvtier.background.prefetching import Prefetching
 from kvtier.background.worker import Worker
@@ -85,6 +86,7 @@ class Back:
         self.prefetching = Prefetching(
             self._prefetcher, front.ram, registry.prefetch(config.prefetch.policy, "prefetch.policy")(), signals
         )
+        self._content_ids = ContentIds(parts.vault) if background and not read_only else None
         if background:
             self._prefetcher.warm()
         self._worker = Worker(self._write_group, self._when_idle)
@@ -269,6 +271,8 @@ class Back:
     def _write_group(self) -> bool:
         group = self._front.next_group()
         if group:
+            if self._content_ids:
+                self._content_ids.expect(self._front.queued())
             self._write(group)
             if self._expiry.is_overdue:  # a busy store, too, has use for the room
                 self._expiry.step()
@@ -278,7 +282,7 @@ class Back:
         """Write a group as one commit; if it does not fit as a whole, in halves."""
         ids = [p.block_id for p in group]
         try:
-            puts = [new_block(self.parts.vault, p.block_id, p.seq, p.block) for p in group if p.block is not None]
+            puts = [self._new_block(p, p.block) for p in group if p.block is not None]
             done = self.ladder.write(puts, [p.block_id for p in group if p.block is None], self._waiting)
         except Exception as e:
             if isinstance(e, NoRoom | KeyMissing) and len(group) > 1:
@@ -292,6 +296,10 @@ class Back:
         else:
             self._reader.set_stale(ids, False)
             self._front.finish(group, None, done.put_off, done.pulled)
+
+    def _new_block(self, pending: Pending, block: RamBlock) -> NewBlock:
+        content_id = self._content_ids.of(pending, block) if self._content_ids else None
+        return new_block(self.parts.vault, pending.block_id, pending.seq, block, content_id=content_id)
 
     def _waiting(self, block_id: int) -> NewBlock | None:
         """A block that no disk tier has taken in yet, from RAM."""
@@ -350,8 +358,9 @@ class Back:
         self._worker.poke()
 
     def _when_idle(self) -> float | None:
-        """Make memory ready for the next puts; then expire some blocks, or else compact a little."""
-        self._pool.restock()
+        """Make some memory ready for the next puts, or expire some blocks, or else compact a little."""
+        if self._pool.restock():
+            return 0.0
         if (soon := self._expiry.step()) == 0.0:
             return soon
         later = self.ladder.compactor.step(self.ladder.tiers)
@@ -393,5 +402,7 @@ class Back:
             if not self._read_only:
                 self.save_recency()
             self._worker.stop()
+            if self._content_ids:
+                self._content_ids.close()
         finally:
             self.parts.close()

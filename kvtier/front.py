@@ -242,6 +242,11 @@ class Front:
         with self._lock:
             return self.queue.oldest(_GROUP_BYTES_MAX, _GROUP_BLOCKS_MAX)
 
+    def queued(self) -> list[Pending]:
+        """The oldest queued blocks: those of a group, and of the one that may follow it."""
+        with self._lock:
+            return self.queue.first(2 * _GROUP_BYTES_MAX, 2 * _GROUP_BLOCKS_MAX)
+
     def finish(
         self,
         group: Sequence[Pending],

@@ -29,12 +29,14 @@ _MAPPINGS_MAX = 1 << 14  # a process may have 65,530, by Linux's default
 
 
 class _Memory:
-    """So many bytes, whole pages. ``may_map``: as a mapping of its own, where that is of use."""
+    """So many bytes, whole pages, from the beginning of one. ``may_map``: as a mapping of its own, where that is of
+    use."""
 
     def __init__(self, nbytes: int, may_map: bool) -> None:
         self.nbytes = nbytes
         self.is_owed = False  # while it is lent, and is to be made ready anew if it does not come back
         self.map = _new(nbytes, may_map)
+        self._begin = -ctypes.addressof(ctypes.c_ubyte.from_buffer(self.map)) % mmap.PAGESIZE
         self._kind = ctypes.c_ubyte * nbytes
         self._references = sys.getrefcount(self.map)
 
@@ -45,7 +47,7 @@ class _Memory:
 
     def lend(self) -> ctypes.Array[ctypes.c_ubyte]:
         """What stands for it, until the last view of that is gone."""
-        return self._kind.from_buffer(self.map)
+        return self._kind.from_buffer(self.map, self._begin)
 
     def touch(self) -> None:
         """Have the system provide its pages now. Other Python threads go on meanwhile."""
@@ -53,13 +55,14 @@ class _Memory:
 
 
 def _new(nbytes: int, may_map: bool) -> mmap.mmap | bytearray:
-    """A private mapping, in huge pages where there are any; a ``bytearray`` where there is no such mapping."""
+    """A private mapping, in huge pages where there are any; a ``bytearray`` where there is no such mapping, with room
+    to begin where a page does."""
     if not may_map or nbytes < _MAPPED_BYTES_MIN:
-        return bytearray(nbytes)
+        return bytearray(nbytes + mmap.PAGESIZE)
     try:
         mapped = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (AttributeError, OSError):
-        return bytearray(nbytes)
+        return bytearray(nbytes + mmap.PAGESIZE)
     with suppress(AttributeError, OSError):
         mapped.madvise(mmap.MADV_HUGEPAGE)
     return mapped
@@ -85,7 +88,7 @@ class BufferPool:
         self._spare: list[_Memory] = []  # the latest to come back last
         self._returned: deque[_Memory] = deque()
         self._lent: dict[int, weakref.ref[Any]] = {}
-        self._owed: Counter[int] = Counter()  # by size: taken since the last restocking, and not come back
+        self._owed: Counter[int] = Counter()  # by size: taken, not come back, and not made anew
 
     def take(self, nbytes: int, *, is_brief: bool = False) -> memoryview:
         """A writable view of ``nbytes``, whose contents are undefined and which no one else sees.
@@ -114,20 +117,33 @@ class BufferPool:
         copy[:] = view
         return copy.toreadonly()
 
-    def restock(self) -> None:
-        """Make as much memory ready as was taken since last time and did not come back, as far as it may be spare."""
+    def restock(self) -> bool:
+        """Make one piece of memory ready in the place of one that was taken and did not come back, as far as it may be
+        spare; whether there was one."""
+        while (size := self._next_owed()) is not None:
+            if self.stock([size]):
+                return True
+            self._owed.pop(size)
+        return False
+
+    def _next_owed(self) -> int | None:
         with self._lock:
             self._collect()
-            owed, self._owed = +self._owed, Counter()
-        self.stock(size for size, count in owed.items() for _ in range(min(count, self._spare_bytes_max // size)))
+            self._owed = +self._owed
+            size = next(iter(self._owed), None)
+            if size is not None:
+                self._owed[size] -= 1
+            return size
 
-    def stock(self, sizes: Iterable[int]) -> None:
-        """Make memory of these sizes ready, as far as it may be spare."""
+    def stock(self, sizes: Iterable[int]) -> bool:
+        """Make memory of these sizes ready, as far as it may be spare; whether all of it may."""
         for size in map(_in_pages, sizes):
-            if self._may_spare and self.spare_bytes + size <= self._spare_bytes_max:
-                memory = self._made(size)
-                memory.touch()
-                self._give_back(memory)
+            if not self._may_spare or self.spare_bytes + size > self._spare_bytes_max:
+                return False
+            memory = self._made(size)
+            memory.touch()
+            self._give_back(memory)
+        return True
 
     def keep_spare(self, may_spare: bool) -> None:
         """Whether memory that nobody uses is kept; if not, it goes back to the system, now and as it comes back."""

@@ -99,7 +99,7 @@ class Rotation:
             block = self._reader.read_one(located)
             if not isinstance(block, RamBlock):
                 return block
-            return new_block(self._vault, located.wanted.block_id, located.entry.seq, block, located.wanted.name)
+            return new_block(self._vault, located.wanted.block_id, located.entry.seq, block, name=located.wanted.name)
         except KeyUnavailable:
             return MissReason.UNAVAILABLE
 

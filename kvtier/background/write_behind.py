@@ -68,15 +68,20 @@ class WriteQueue:
 
         ``done`` must follow before the next call.
         """
-        group: list[Pending] = []
-        size = 0
-        for item in self._items.values():
-            if group and (size + item.nbytes > bytes_max or len(group) >= count_max):
-                break
-            group.append(item)
-            size += item.nbytes
+        group = self.first(bytes_max, count_max)
         self._writing.update(group)
         return group
+
+    def first(self, bytes_max: int, count_max: int) -> list[Pending]:
+        """As many, oldest first, as are within these limits: at least one if there is any."""
+        found: list[Pending] = []
+        size = 0
+        for item in self._items.values():
+            if found and (size + item.nbytes > bytes_max or len(found) >= count_max):
+                break
+            found.append(item)
+            size += item.nbytes
+        return found
 
     def done(self, group: Sequence[Pending], error: BaseException | None = None) -> None:
         """The group is durable, or failed; what was replaced meanwhile stays queued."""

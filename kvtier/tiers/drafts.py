@@ -55,14 +55,28 @@ class Group:
         self.refused.update(dict.fromkeys(block_ids, reason))
 
 
-def new_block(vault: Vault, block_id: int, seq: int, block: RamBlock, name: bytes | None = None) -> NewBlock:
-    """A block from memory. ``name``: what its key is called on disk, if that is what its key is already.
-
-    Raises :class:`KeyMissing`.
-    """
+def content_id_of(vault: Vault, block: RamBlock) -> bytes:
+    """What stands for a block's bytes. Raises :class:`KeyMissing`."""
     hasher = vault.content_hasher(block.namespace)
     for buffer in block.buffers:
         hasher.update(buffer)
+    return hasher.digest(length=CONTENT_ID_BYTES)
+
+
+def new_block(
+    vault: Vault,
+    block_id: int,
+    seq: int,
+    block: RamBlock,
+    *,
+    name: bytes | None = None,
+    content_id: bytes | None = None,
+) -> NewBlock:
+    """A block from memory. ``name``: what its key is called on disk, if that is what its key is already.
+    ``content_id``: its own, if that is known.
+
+    Raises :class:`KeyMissing`.
+    """
     new = NewBlock(
         block_id,
         seq,
@@ -71,7 +85,7 @@ def new_block(vault: Vault, block_id: int, seq: int, block: RamBlock, name: byte
         block.parent_id,
         b"",
         block.buffers,
-        hasher.digest(length=CONTENT_ID_BYTES),
+        content_id_of(vault, block) if content_id is None else content_id,
         block.expires_at,
     )
     return replace(new, meta=vault.encrypt_meta(new, block.meta))

@@ -29,6 +29,12 @@ def address(view: memoryview) -> int:
     return ctypes.addressof(ctypes.c_ubyte.from_buffer(view))
 
 
+def restock(pool: BufferPool) -> None:
+    """All that it may."""
+    while pool.restock():
+        pass
+
+
 @pytest.fixture(params=["mapped", "bytearrays"])
 def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> BufferPool:
     """With and without private mappings."""
@@ -43,6 +49,13 @@ def test_memory_is_used_again_once_every_view_of_it_is_gone(pool: BufferPool) ->
     assert address(pool.take(SIZE)) != first, "a part of it is still seen"
     del part
     assert first in {address(v) for v in [pool.take(SIZE), pool.take(SIZE)]}
+
+
+@pytest.mark.parametrize("size", [LEAST_BYTES, SIZE - 1, SIZE, SIZE + 1])
+def test_memory_begins_where_a_page_does(pool: BufferPool, size: int) -> None:
+    kept = [pool.take(size) for _ in range(5)]
+    assert {address(view) % mmap.PAGESIZE for view in kept} == {0}
+    kept[0][:] = kept[-1][:] = bytes(size)
 
 
 def test_a_view_keeps_its_bytes_for_as_long_as_it_lives(pool: BufferPool) -> None:
@@ -102,12 +115,13 @@ def test_what_did_not_come_back_is_made_ready_anew(pool: BufferPool) -> None:
     returned = pool.take(2 * SIZE)
     del returned
     spare = pool.spare_bytes
-    for _ in range(2):
-        pool.restock()
-        assert pool.spare_bytes == spare + 3 * SIZE, "once for each"
+    for count in (1, 2, 3):
+        assert pool.restock(), "one at a time"
+        assert pool.spare_bytes == spare + count * SIZE
+    assert not pool.restock(), "once for each"
     kept += [pool.take(SIZE) for _ in range(3)]  # of what was ready, too: the next turn will take as much
     assert pool.spare_bytes == spare
-    pool.restock()
+    restock(pool)
     assert pool.spare_bytes == spare + 3 * SIZE
     assert len(kept) == 6
 
@@ -121,7 +135,7 @@ def test_what_is_taken_for_a_moment_is_not(pool: BufferPool) -> None:
 def test_restocking_stays_within_the_bound() -> None:
     pool = BufferPool(3 * SIZE)
     kept = [pool.take(4 * SIZE), *(pool.take(SIZE) for _ in range(10))]
-    pool.restock()
+    restock(pool)
     assert pool.spare_bytes == 3 * SIZE, "what is over the bound alone does not keep others away"
     pool.stock([SIZE])
     assert pool.spare_bytes == 3 * SIZE
