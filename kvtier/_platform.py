@@ -125,14 +125,49 @@ def expect_jumps(fd: int) -> None:
 
 
 def reopen_direct(fd: int) -> int | None:
-    """A second descriptor of the open file, whose reads pass by the system's cache; None where there can be none."""
+    """A second descriptor of the open file, for the same, whose reads and writes pass by the system's cache; None where
+    there can be none."""
     flag = getattr(os, "O_DIRECT", None)
-    if flag is None:
+    if flag is None or _fcntl is None:
         return None
     try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | flag)
+        mode = _fcntl.fcntl(fd, _fcntl.F_GETFL) & os.O_ACCMODE
+        return os.open(f"/proc/self/fd/{fd}", mode | flag)
     except OSError:
         return None
+
+
+class _PyBuffer(ctypes.Structure):
+    """``Py_buffer``, of Python's stable interface."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_void_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+_pythonapi: Any = getattr(ctypes, "pythonapi", None)
+
+
+def address_of(view: memoryview) -> int | None:
+    """Where contiguous bytes lie in memory, also if they are read-only; None where Python does not say."""
+    if not hasattr(_pythonapi, "PyObject_GetBuffer"):
+        return None
+    buffer = _PyBuffer()
+    _pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(buffer), 0)
+    try:
+        return buffer.buf or 0
+    finally:
+        _pythonapi.PyBuffer_Release(ctypes.byref(buffer))
 
 
 def cached_bytes(fd: int, offset: int, length: int) -> int | None:

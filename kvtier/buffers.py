@@ -63,6 +63,16 @@ def split(value: memoryview, lengths: Sequence[int]) -> tuple[memoryview, ...]:
     return tuple(views)
 
 
+def cut(views: Sequence[memoryview], begin: int, end: int) -> list[memoryview]:
+    """The bytes from ``begin`` to ``end``, or to the end, of what flat views hold one after another."""
+    parts, at = [], 0
+    for view in views:
+        if begin < at + view.nbytes and at < end:
+            parts.append(view[max(0, begin - at) : end - at])
+        at += view.nbytes
+    return parts
+
+
 def flat_views(buffers: Iterable[memoryview | bytes]) -> list[memoryview]:
     """The buffers as flat byte views, in order, without empty ones."""
     return [view.cast("B") for b in buffers if (view := memoryview(b)).nbytes]

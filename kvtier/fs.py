@@ -43,8 +43,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from kvtier import _platform
-from kvtier.buffers import advance, flat_views
-from kvtier.direct import DirectReads
+from kvtier.buffers import advance, cut, flat_views
+from kvtier.direct import PAGE, DirectFiles
 
 __all__ = ["FileSystem", "OsFileSystem", "PortableFileSystem", "default_file_system", "replace_file"]
 
@@ -98,8 +98,10 @@ class FileSystem(Protocol):
         """Hint that the file's clean cached pages will not be needed."""
 
     def expect_jumps(self, fd: int) -> None:
-        """Hint that nothing should be read beyond what is asked for: who reads knows better what comes next. Long
-        reads may then leave nothing in the system's cache."""
+        """Hint that nothing should be read beyond what is asked for: who reads knows better what comes next."""
+
+    def bypass_cache(self, fd: int) -> None:
+        """Hint that what is long need not go through the system's cache, whether read or written."""
 
     def make_dir(self, path: str) -> None:
         """Make the folder and its missing parents, mode 0700, durably; fine if it exists."""
@@ -194,6 +196,15 @@ def _progress(count: int) -> int:
     return count
 
 
+def _write(fd: int, views: list[memoryview], offset: int) -> int:
+    first = total = 0
+    while first < len(views):
+        count = _progress(_platform.pwritev(fd, views[first : first + _platform.IOV_MAX], offset + total))
+        total += count
+        first = advance(views, first, count)
+    return total
+
+
 class PortableFileSystem:
     """Runs anywhere: seek, read and write under a lock per descriptor; no holes, no folder sync."""
 
@@ -275,6 +286,9 @@ class PortableFileSystem:
     def expect_jumps(self, fd: int) -> None:
         pass
 
+    def bypass_cache(self, fd: int) -> None:
+        pass
+
     def make_dir(self, path: str) -> None:
         if os.path.isdir(path):
             return
@@ -347,11 +361,11 @@ class PortableFileSystem:
 
 
 class OsFileSystem(PortableFileSystem):
-    """POSIX: positioned vector I/O without locks, folder sync, and on Linux preallocation, holes, and direct reads."""
+    """POSIX: positioned vector I/O without locks, folder sync, and on Linux preallocation, holes, and direct I/O."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._direct = DirectReads()
+        self._direct = DirectFiles()
 
     def open(self, path: str, *, create: bool = False, write: bool = False) -> int:
         return _open(path, create, write)
@@ -361,16 +375,19 @@ class OsFileSystem(PortableFileSystem):
         os.close(fd)
 
     def write_at(self, fd: int, buffers: Sequence[memoryview | bytes], offset: int) -> int:
-        views, first, total = flat_views(buffers), 0, 0
-        while first < len(views):
-            count = _progress(_platform.pwritev(fd, views[first : first + _platform.IOV_MAX], offset + total))
-            total += count
-            first = advance(views, first, count)
-        return total
+        views, done = flat_views(buffers), 0
+        size = sum(view.nbytes for view in views)
+        if self._direct.takes(fd, size):
+            begin = -offset % PAGE
+            done = _write(fd, cut(views, 0, begin), offset)
+            done += self._direct.write(fd, cut(views, begin, size), offset + begin)
+            views = cut(views, done, size)
+        return done + _write(fd, views, offset + done)
 
     def read_at(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-        views = flat_views(buffers)
-        total = self._direct.fill(fd, views, offset)
+        views, total = flat_views(buffers), 0
+        if self._direct.takes(fd, sum(view.nbytes for view in views)):
+            total = self._direct.read(fd, views, offset)
         first = advance(views, 0, total)
         while first < len(views):
             count = _platform.preadv(fd, views[first : first + _platform.IOV_MAX], offset + total)
@@ -394,4 +411,6 @@ class OsFileSystem(PortableFileSystem):
 
     def expect_jumps(self, fd: int) -> None:
         _platform.expect_jumps(fd)
+
+    def bypass_cache(self, fd: int) -> None:
         self._direct.add(fd)

@@ -16,8 +16,8 @@ from operator import eq
 
 from kvtier.background.read_ahead import Bounds, Outcome, ReadAhead
 from kvtier.background.read_order import Batch, coalesce, reading_order, size_of
-from kvtier.direct import PAGE
 from kvtier.pool import BufferPool
+from kvtier.segment.format import PAGE
 from kvtier.tiers.ram import OVERHEAD_BYTES, RamBlock
 from kvtier.tiers.reading import DiskReader, Located, Raw
 

@@ -18,13 +18,14 @@ from kvtier.check.subject import Subject
 from kvtier.index.lmdb_index import LmdbIndex, View
 from kvtier.index.schema import BlockEntry, ContentEntry
 from kvtier.segment.format import (
-    HEAD_BYTES_MAX,
+    UNPADDED_HEAD_BYTES_MAX,
     FormatError,
     Place,
     RecordHead,
     RecordKind,
     RecordState,
     check_payload,
+    head_bytes,
     unpack_head,
 )
 from kvtier.segment.reader import SegmentFiles
@@ -173,7 +174,9 @@ class BlockCheck:
             raise _Problem(Kind.PAYLOAD, str(e)) from e
 
     def _head(self, tier_no: int, segment_no: int, offset: int) -> RecordHead:
-        raw = self._read(Kind.RECORD, tier_no, segment_no, offset, HEAD_BYTES_MAX)
+        raw = self._read(Kind.RECORD, tier_no, segment_no, offset, UNPADDED_HEAD_BYTES_MAX)
+        if head_bytes(raw) > len(raw):
+            raw = self._read(Kind.RECORD, tier_no, segment_no, offset, head_bytes(raw))
         try:
             return unpack_head(raw, Place(self._subject.store_id, tier_no, segment_no, offset))
         except FormatError as e:

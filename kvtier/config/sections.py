@@ -166,6 +166,9 @@ class TierConfig(Section):
         0.65, description="From which dead share on a segment is emptied.", examples=[0.65]
     )
     compaction_bytes_per_s: Rate = _size("32MiB", "Most bytes a second that compaction copies while nothing waits.")
+    page_cache: bool = Field(
+        False, description="Whether what is long goes through the system's page cache, read or written."
+    )
 
     @field_validator("segment_bytes")
     @classmethod

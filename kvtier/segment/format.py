@@ -28,11 +28,15 @@ RECORD_ALIGN = 64
 STATE_OFFSET = 4
 _HEAD_SUM_OFFSET = RECORD_HEADER_BYTES - 8
 META_STORED_BYTES_MAX = 1024 + 56  # as it was put, or encrypted
-HEAD_BYTES_MAX = RECORD_HEADER_BYTES + 64 + 255 + META_STORED_BYTES_MAX + 64 * 8
+PAGE = 4096
+ALIGNED_BYTES_MIN = 512 << 10  # payloads from here on start where a page does: at most 0.8 % more
+UNPADDED_HEAD_BYTES_MAX = RECORD_HEADER_BYTES + 64 + 255 + META_STORED_BYTES_MAX + 64 * 8
+HEAD_BYTES_MAX = UNPADDED_HEAD_BYTES_MAX + PAGE - 1
 RECORD_BYTES_MAX = 1 << 40
 NO_SUM = bytes(16)
 DAY_S = 86_400
 _DAY_MAX = (1 << 16) - 1
+_ZEROS = memoryview(bytes(PAGE))
 
 
 class RecordState(IntEnum):
@@ -69,7 +73,8 @@ _PLACE = struct.Struct("<16sIQQ")
 
 @dataclass(frozen=True, slots=True)
 class RecordHead:
-    """Everything in a record but its payload. Lengths are in bytes."""
+    """Everything in a record but its payload. Lengths are in bytes. ``padding``: zeros between the rest of the head and
+    the payload."""
 
     kind: RecordKind
     codec: int
@@ -84,6 +89,7 @@ class RecordHead:
     payload_sum: bytes
     state: RecordState = RecordState.LIVE
     expires_at: int = 0  # in seconds since 1970; read from a record, the end of that day; 0: never
+    padding: int = 0
 
     @property
     def raw_len(self) -> int:
@@ -95,11 +101,24 @@ class RecordHead:
 
     @property
     def variable_len(self) -> int:
-        return len(self.namespace) + len(self.key) + len(self.meta) + 8 * len(self.lengths)
+        return len(self.namespace) + len(self.key) + len(self.meta) + 8 * len(self.lengths) + self.padding
 
     @property
     def record_len(self) -> int:
         return align_up(self.head_len + self.stored_len)
+
+    @property
+    def record_len_max(self) -> int:
+        """Of the record wherever it stands."""
+        return self.record_len + (PAGE if self.stored_len >= ALIGNED_BYTES_MIN else 0)
+
+    def at(self, offset: int) -> RecordHead:
+        """As it stands at this offset in a segment: a long payload starts where a page does, so that it can be moved
+        between memory and disk without a copy."""
+        padding = 0
+        if self.stored_len >= ALIGNED_BYTES_MIN:
+            padding = -(offset + self.head_len - self.padding) % PAGE
+        return self if padding == self.padding else replace(self, padding=padding)
 
 
 def expiry_day(expires_at: int) -> int:
@@ -177,7 +196,7 @@ def _parts(head: RecordHead) -> tuple[bytes, bytes]:
         0,
     )
     lengths = struct.pack(f"<{len(head.lengths)}Q", *head.lengths)
-    return fixed, head.namespace + head.key + head.meta + lengths
+    return fixed, b"".join((head.namespace, head.key, head.meta, lengths, bytes(head.padding)))
 
 
 class _Fixed(NamedTuple):
@@ -215,33 +234,44 @@ def unpack_head(raw: bytes | bytearray | memoryview, place: Place) -> RecordHead
     end = RECORD_HEADER_BYTES + f.variable_len
     if end > len(raw) or end > HEAD_BYTES_MAX:
         raise FormatError("record head longer than what is there")
-    body = bytes(raw[:end])
-    summed = place.seed() + body[:STATE_OFFSET] + b"\0" + body[STATE_OFFSET + 1 : _HEAD_SUM_OFFSET]
-    if xxhash.xxh3_64_intdigest(summed + body[RECORD_HEADER_BYTES:]) != f.head_sum:
+    fixed, variable = bytes(raw[:_HEAD_SUM_OFFSET]), memoryview(raw)[RECORD_HEADER_BYTES:end]
+    summed = xxhash.xxh3_64(place.seed() + fixed[:STATE_OFFSET] + b"\0" + fixed[STATE_OFFSET + 1 :])
+    summed.update(variable)
+    if summed.intdigest() != f.head_sum:
         raise FormatError("record head checksum differs")
-    return _head_of(f, body[RECORD_HEADER_BYTES:])
+    return _head_of(f, variable)
 
 
-def _head_of(f: _Fixed, variable: bytes) -> RecordHead:
-    if f.ns_len + f.key_len + f.meta_len + 8 * f.buffers != f.variable_len:
-        raise FormatError("record head lengths disagree")
+def head_bytes(raw: bytes | bytearray) -> int:
+    """How many bytes the head takes that starts here, by what it says itself, but not more than one can; 0 if this is
+    too short to tell. Nothing is checked."""
+    if len(raw) < RECORD_HEADER_BYTES:
+        return 0
+    return min(RECORD_HEADER_BYTES + _Fixed(*RECORD_HEADER.unpack_from(raw)).variable_len, HEAD_BYTES_MAX)
+
+
+def _head_of(f: _Fixed, variable: memoryview) -> RecordHead:
     key_at, meta_at = f.ns_len, f.ns_len + f.key_len
     lengths_at = meta_at + f.meta_len
+    padding = f.variable_len - lengths_at - 8 * f.buffers
+    if not 0 <= padding < PAGE or variable[f.variable_len - padding :] != _ZEROS[:padding]:
+        raise FormatError("record head lengths disagree")
     try:
         head = RecordHead(
             kind=RecordKind(f.kind),
             codec=f.codec,
             seq=f.seq,
             parent_id=f.parent_id,
-            namespace=variable[:key_at],
-            key=variable[key_at:meta_at],
-            meta=variable[meta_at:lengths_at],
+            namespace=bytes(variable[:key_at]),
+            key=bytes(variable[key_at:meta_at]),
+            meta=bytes(variable[meta_at:lengths_at]),
             lengths=struct.unpack_from(f"<{f.buffers}Q", variable, lengths_at),
             content_id=f.content_id,
             stored_len=f.stored_len,
             payload_sum=f.payload_sum,
             state=RecordState(f.state),
             expires_at=(f.day_high << 8 | f.day_low) * DAY_S,
+            padding=padding,
         )
     except ValueError as e:
         raise FormatError(str(e)) from e

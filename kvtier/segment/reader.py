@@ -11,9 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from kvtier.direct import PAGE
 from kvtier.fs import FileSystem
-from kvtier.segment.format import FormatError, Place, RecordHead, RecordKind, RecordState, check_payload, unpack_head
+from kvtier.segment.format import (
+    PAGE,
+    FormatError,
+    Place,
+    RecordHead,
+    RecordKind,
+    RecordState,
+    check_payload,
+    unpack_head,
+)
 
 _OPEN_FILES_MAX = 128
 
@@ -46,10 +54,12 @@ class Fetched(NamedTuple):
 class SegmentFiles:
     """Descriptors of a tier's segments for reading: at most 128 kept open, never closed while in use."""
 
-    def __init__(self, fs: FileSystem, path_of: Callable[[int], str], *, has_jumps: bool = False) -> None:
-        """``has_jumps``: what the system reads ahead of its own accord is in the way."""
+    def __init__(
+        self, fs: FileSystem, path_of: Callable[[int], str], hint: Callable[[int], None] = lambda fd: None
+    ) -> None:
+        """``hint`` is told of each descriptor that is opened."""
         self._fs = fs
-        self._has_jumps = has_jumps
+        self._hint = hint
         self._path_of = path_of
         self._lock = threading.Lock()
         self._open: OrderedDict[int, int] = OrderedDict()
@@ -64,8 +74,7 @@ class SegmentFiles:
             fd = self._open.pop(segment_no, None)
             if fd is None:
                 fd = self._fs.open(self._path_of(segment_no))
-                if self._has_jumps:
-                    self._fs.expect_jumps(fd)
+                self._hint(fd)
             self._open[segment_no] = fd
             self._users[segment_no] = self._users.get(segment_no, 0) + 1
             self._trim()

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from kvtier.fs import FileSystem
 from kvtier.segment.format import (
-    HEAD_BYTES_MAX,
     RECORD_ALIGN,
     RECORD_MAGIC,
     SEGMENT_HEADER_BYTES,
+    UNPADDED_HEAD_BYTES_MAX,
     FormatError,
     Place,
     RecordHead,
@@ -23,6 +23,7 @@ from kvtier.segment.format import (
     align_up,
     check_payload,
     check_segment_header,
+    head_bytes,
     unpack_head,
 )
 
@@ -77,7 +78,7 @@ def scan(
     while at < size:
         place = Place(store_id, tier_no, segment_no, at)
         try:
-            head = unpack_head(_read(fs, fd, at, HEAD_BYTES_MAX), place)
+            head = _head_at(fs, fd, place)
             if at + head.record_len > size:
                 raise FormatError("the file ends inside the record")
         except FormatError as e:
@@ -91,6 +92,14 @@ def scan(
         problem = _payload_problem(fs, fd, at, head) if payloads else None
         yield Damaged(at, at + head.record_len, problem) if problem else Found(at, head)
         at += head.record_len
+
+
+def _head_at(fs: FileSystem, fd: int, place: Place) -> RecordHead:
+    """The head of the record there, checked. Few are longer than what is read first."""
+    raw = _read(fs, fd, place.offset, UNPADDED_HEAD_BYTES_MAX)
+    if head_bytes(raw) > len(raw):
+        raw = _read(fs, fd, place.offset, head_bytes(raw))
+    return unpack_head(raw, place)
 
 
 def _payload_problem(fs: FileSystem, fd: int, offset: int, head: RecordHead) -> str | None:
@@ -115,7 +124,7 @@ def _next_record(
             offset = at + found
             if offset % RECORD_ALIGN == 0:
                 try:
-                    unpack_head(_read(fs, fd, offset, HEAD_BYTES_MAX), Place(store_id, tier_no, segment_no, offset))
+                    _head_at(fs, fd, Place(store_id, tier_no, segment_no, offset))
                     return offset
                 except FormatError:
                     pass

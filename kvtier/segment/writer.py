@@ -89,7 +89,7 @@ class SegmentWriter:
         at = self.length
         for draft in drafts:
             views: Sequence[memoryview] = [memoryview(b) for b in draft.payload]
-            head = draft.head
+            head = draft.head.at(at)
             place = Place(self._store_id, self._tier_no, self.segment_no, at)
             if head.kind is RecordKind.BLOCK:
                 views = self._encrypt(head, place, views)

@@ -228,6 +228,9 @@ class FaultyFileSystem:
     def expect_jumps(self, fd: int) -> None:  # no call that could fail: advice
         self._inner.expect_jumps(fd)
 
+    def bypass_cache(self, fd: int) -> None:  # no call that could fail: advice
+        self._inner.bypass_cache(fd)
+
     # Contents
 
     def write_at(self, fd: int, buffers: Sequence[memoryview | bytes], offset: int) -> int:

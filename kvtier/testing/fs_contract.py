@@ -233,18 +233,22 @@ class FileSystemContract:
         fd = fs.open(path, create=True)
         fs.write_at(fd, [b"abc"], 0)
         fs.expect_jumps(fd)
+        fs.bypass_cache(fd)
         fs.drop_cache(fd)
         assert fs.read_file(path, 3) == b"abc"
         fs.close(fd)
 
     @pytest.mark.parametrize("is_cached", [True, False])
-    def test_long_reads_where_jumps_are_expected_are_right(self, fs: FileSystem, folder: str, is_cached: bool) -> None:
+    def test_long_reads_and_writes_past_the_cache_are_right(self, fs: FileSystem, folder: str, is_cached: bool) -> None:
         path = os.path.join(folder, "a")
         value = os.urandom(1 << 16) * 200 + b"an odd end"
         writer = fs.open(path, create=True)
         reader = fs.open(path)
-        fs.expect_jumps(reader)
-        fs.write_at(writer, [value], 0)
+        for fd in (reader, writer):
+            fs.bypass_cache(fd)
+        assert fs.write_at(writer, [value[:5000], value[5000 : 3 << 20]], 0) == 3 << 20
+        assert fs.write_at(writer, [value[(3 << 20) - 100 :]], (3 << 20) - 100) == len(value) - (3 << 20) + 100
+        assert fs.size(reader) == len(value)
 
         def read(offset: int, sizes: list[int]) -> bytes:
             if not is_cached:

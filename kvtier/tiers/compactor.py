@@ -19,10 +19,10 @@ from kvtier.index.schema import BlockEntry, ContentEntry
 from kvtier.policy.base import CompactionPolicy, SegmentFacts, TierFacts
 from kvtier.policy.compaction import Copy, Reclaim, cheapest
 from kvtier.policy.guarded import policy_disabled
-from kvtier.segment.format import SEGMENT_HEADER_BYTES, FormatError, RecordKind
+from kvtier.segment.format import PAGE, SEGMENT_HEADER_BYTES, FormatError, RecordKind
 from kvtier.segment.writer import Draft
 from kvtier.tiers.copier import Copier
-from kvtier.tiers.disk import PAGE, DiskTier
+from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.drafts import head_of
 from kvtier.tiers.ledger import Ledger
 from kvtier.tiers.room import NoRoom

@@ -21,6 +21,7 @@ from kvtier.identity import TIER_FILE
 from kvtier.policy.base import SegmentFacts
 from kvtier.policy.guarded import policy_disabled
 from kvtier.segment.format import (
+    PAGE,
     SEGMENT_HEADER_BYTES,
     STATE_OFFSET,
     FormatError,
@@ -42,7 +43,6 @@ from kvtier.tiers.setup import TierSetup
 from kvtier.tiers.throttle import Throttle
 from kvtier.vault import Vault
 
-PAGE = 4096
 _RETRY_S_FIRST, _RETRY_S_MAX = 1.0, 60.0
 
 
@@ -107,7 +107,7 @@ class DiskTier:
         self.doubted: set[tuple[int, int]] = set()  # (segment, offset) of records that could not be read
         self.condemned: set[tuple[int, int]] = set()  # of those that failed a check: not to be read again
         self.health = _Health()
-        self._files = SegmentFiles(fs, self.path_of, has_jumps=self.habits.one_at_a_time)
+        self._files = SegmentFiles(fs, self.path_of, self._hint)
         self._writer: SegmentWriter | None = None
         self.uncommitted: set[int] = set()  # segments appended to since the last index commit
         self.has_left = False  # whether a recovery would believe what was given up: no commit came after it
@@ -118,6 +118,13 @@ class DiskTier:
 
     def path_of(self, segment_no: int) -> str:
         return os.path.join(self.setup.folder, segment_name(segment_no))
+
+    def _hint(self, fd: int) -> None:
+        """Tell the file system how a segment that was opened will be used."""
+        if self.habits.one_at_a_time:
+            self._fs.expect_jumps(fd)
+        if not self.setup.page_cache:
+            self._fs.bypass_cache(fd)
 
     def list_segments(self) -> list[int]:
         """Numbers of the segment files in the folder; other names are ignored."""
@@ -149,6 +156,7 @@ class DiskTier:
     def resume(self, segment_no: int) -> None:
         """Go on appending to an existing segment, whose file ends where its last record ends."""
         fd = self._fs.open(self.path_of(segment_no), write=True)
+        self._hint(fd)
         length = self._fs.size(fd)
         encrypt = self.vault.encryptor()
         self._writer = SegmentWriter(self._fs, fd, self._store_id, self.tier_no, segment_no, length, encrypt)
@@ -161,7 +169,7 @@ class DiskTier:
 
     def space_for(self, drafts: Sequence[Draft]) -> int:
         """The most that appending ``drafts`` can add to ``disk_bytes``."""
-        records = sum(d.head.record_len for d in drafts)
+        records = sum(d.head.record_len_max for d in drafts)
         return records + (2 + records // self.setup.segment_bytes) * PAGE
 
     def append(self, drafts: Sequence[Draft]) -> list[Written]:
@@ -171,16 +179,15 @@ class DiskTier:
         """
         written: list[Written] = []
         group: list[Draft] = []
-        size = 0
+        end = self._writer.length if self._writer else SEGMENT_HEADER_BYTES
         for draft in drafts:
-            length = self._writer.length if self._writer else SEGMENT_HEADER_BYTES
-            full = length + size + draft.head.record_len > self.setup.segment_bytes
-            if full and length + size > SEGMENT_HEADER_BYTES:
+            is_full = end + draft.head.at(end).record_len > self.setup.segment_bytes
+            if is_full and end > SEGMENT_HEADER_BYTES:
                 written += self._append_group(group)
                 self._roll()
-                group, size = [], 0
+                group, end = [], SEGMENT_HEADER_BYTES
             group.append(draft)
-            size += draft.head.record_len
+            end += draft.head.at(end).record_len
         written += self._append_group(group)
         self._sync()
         return written
@@ -196,6 +203,7 @@ class DiskTier:
             self._writer = SegmentWriter.create(
                 self._fs, self.path_of(number), self._store_id, self.tier_no, number, self.vault.encryptor()
             )
+            self._hint(self._writer.fd)
             self.segments[number] = Segment(SEGMENT_HEADER_BYTES, PAGE)
             self._new_names = True
         writer = self._writer

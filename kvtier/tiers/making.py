@@ -60,6 +60,7 @@ def disk_tiers(
                 compaction=registry.compaction(t.compaction, f"tier {t.name}: compaction")(t.compaction_dead_ratio),
                 compaction_dead_ratio=t.compaction_dead_ratio,
                 compaction_bytes_per_s=t.compaction_bytes_per_s,
+                page_cache=t.page_cache,
             ),
             identity.store_id,
             signals,

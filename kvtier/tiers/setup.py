@@ -26,3 +26,4 @@ class TierSetup:
     compaction_bytes_per_s: int
     admission: AdmissionPolicy
     write_bytes_per_day: int | None = None
+    page_cache: bool = False

@@ -43,4 +43,4 @@ def test_keys_and_defaults(section: str) -> None:
         elif key.endswith("bytes") or "bytes_" in key:
             assert parse_size(text) == default
         else:
-            assert text == str(default)
+            assert text == (str(default).lower() if isinstance(default, bool) else str(default))

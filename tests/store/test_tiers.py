@@ -10,9 +10,8 @@ import pytest
 from kvtier import Config, FlushError, Hit, HitInto, MissReason, Store
 from kvtier.codec import CODEC_IDS
 from kvtier.fs import FileSystem, OsFileSystem, PortableFileSystem
-from kvtier.segment.format import RecordHead
+from kvtier.segment.format import PAGE, RecordHead
 from kvtier.segment.scanner import Found, scan
-from kvtier.tiers.disk import PAGE
 from tests.stores import (
     KIB,
     MIB,

@@ -15,6 +15,7 @@ from kvtier.fs import FileSystem, OsFileSystem, PortableFileSystem
 from kvtier.segment.format import (
     HEAD_BYTES_MAX,
     NO_SUM,
+    PAGE,
     SEGMENT_HEADER_BYTES,
     FormatError,
     RecordHead,
@@ -105,6 +106,25 @@ def test_what_was_appended_is_scanned_and_read(
         if written:
             assert b.read(*written) == payloads
             assert b.read(*written[::2]) == payloads[::2]
+
+
+LONG = [512 << 10, (1 << 20) + 1, 2 << 20, 100, 2 << 20]
+
+
+@pytest.mark.parametrize("is_padded", [True, False])
+def test_long_payloads_start_where_a_page_does_and_others_are_read_as_well(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, is_padded: bool
+) -> None:
+    """An older kvtier did not pad heads."""
+    if not is_padded:
+        monkeypatch.setattr(RecordHead, "at", lambda head, offset: head)
+    drafts = [draft(b"%d" % i, [os.urandom(n)]) for i, n in enumerate(LONG)]
+    written = [*bench.append(*drafts[:2]), *bench.append(*drafts[2:])]
+    aligned = [w.head.stored_len for w in written if (w.offset + w.head.head_len) % PAGE == 0]
+    assert aligned == ([n for n in LONG if n > 100] if is_padded else [])
+    assert bench.scan(payloads=True) == [Found(w.offset, w.head) for w in written]
+    assert bench.read(*written) == [d.payload[0] for d in drafts]
+    assert bench.size == bench.writer.length <= sum(d.head.record_len_max for d in drafts) + SEGMENT_HEADER_BYTES
 
 
 def test_an_append_is_one_reservation_and_one_write(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtier.segment.format import (
+    ALIGNED_BYTES_MIN,
     HEAD_BYTES_MAX,
+    PAGE,
     RECORD_ALIGN,
     RECORD_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
@@ -22,6 +25,7 @@ from kvtier.segment.format import (
     align_up,
     check_payload,
     check_segment_header,
+    head_bytes,
     identity_of,
     pack_head,
     pack_segment_header,
@@ -48,6 +52,7 @@ heads = st.builds(
     payload_sum=st.binary(min_size=16, max_size=16),
     state=st.sampled_from(RecordState),
     expires_at=st.integers(0, 2**16 - 1).map(lambda day: day * 86_400),
+    padding=st.one_of(st.just(0), st.integers(0, PAGE - 1)),
 )
 places = st.builds(Place, st.binary(min_size=16, max_size=16), st.integers(0, 255), UINT64, UINT64)
 
@@ -79,6 +84,50 @@ def test_a_record_is_as_long_as_its_parts_and_aligned(head: RecordHead) -> None:
     assert head.record_len % RECORD_ALIGN == 0
     assert 0 <= head.record_len - head.head_len - head.stored_len < RECORD_ALIGN
     assert head.raw_len == sum(head.lengths)
+
+
+@given(heads, st.integers(0, 2**30).map(lambda n: n * RECORD_ALIGN))
+def test_a_long_payload_starts_where_a_page_does_wherever_its_record_stands(head: RecordHead, offset: int) -> None:
+    there = head.at(offset)
+    assert dataclasses.replace(there, padding=head.padding) == head
+    assert there.at(offset) == there
+    if head.stored_len >= ALIGNED_BYTES_MIN:
+        assert (offset + there.head_len) % PAGE == 0
+        assert 0 <= there.padding < PAGE
+    else:
+        assert there.padding == 0
+    assert there.record_len <= dataclasses.replace(head, padding=0).record_len_max
+
+
+def test_padding_is_zeros() -> None:
+    padded = dataclasses.replace(HEAD, padding=1000)
+    raw = bytearray(pack_head(padded, PLACE))
+    assert raw.endswith(bytes(1000))
+    assert unpack_head(raw, PLACE) == padded
+    raw[-1] = 1
+    fixed, variable = bytes(raw[:88]), bytes(raw[RECORD_HEADER_BYTES:])
+    summed = PLACE.seed() + fixed[:STATE_OFFSET] + b"\0" + fixed[STATE_OFFSET + 1 :] + variable
+    raw[88:RECORD_HEADER_BYTES] = xxhash.xxh3_64_intdigest(summed).to_bytes(8, "little")
+    with pytest.raises(FormatError, match="lengths"):
+        unpack_head(raw, PLACE)
+
+
+@pytest.mark.parametrize("more", [-1, 0, PAGE - 1, PAGE])
+def test_a_head_is_as_long_as_it_says_but_for_a_page(more: int) -> None:
+    """``variable_len`` alone says how much padding there is."""
+    raw = bytearray(pack_head(HEAD, PLACE) + bytes(2 * PAGE))
+    variable_len = HEAD.variable_len + more
+    raw[48:50] = variable_len.to_bytes(2, "little")
+    raw[16:24] = align_up(RECORD_HEADER_BYTES + variable_len + HEAD.stored_len).to_bytes(8, "little")
+    end = RECORD_HEADER_BYTES + variable_len
+    summed = PLACE.seed() + raw[:STATE_OFFSET] + b"\0" + raw[STATE_OFFSET + 1 : 88] + raw[RECORD_HEADER_BYTES:end]
+    raw[88:RECORD_HEADER_BYTES] = xxhash.xxh3_64_intdigest(bytes(summed)).to_bytes(8, "little")
+    assert head_bytes(raw) == end
+    if 0 <= more < PAGE:
+        assert unpack_head(raw, PLACE) == dataclasses.replace(HEAD, padding=more)
+    else:
+        with pytest.raises(FormatError, match="lengths"):
+            unpack_head(raw, PLACE)
 
 
 def test_any_flipped_bit_is_noticed_but_in_the_state() -> None:

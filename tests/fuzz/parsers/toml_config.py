@@ -24,7 +24,7 @@ _TEXTS = ["10%", "12.3456789%", "0.00001%", "50GiB", "zstd", "ssd", "hdd", "~", 
 _LONG = '"' + "a/" * 3000 + '"'
 _DIGITS = "0x" + "f" * 4000  # more than Python prints
 _OTHERS = ["[[tier]]\n", 'path = "cache/~x"\n', _DIGITS, f"kind = {_DIGITS}\n", "1979-05-27", "9" * 30, "inf", "nan"]
-_NESTED = ["[" * 600, "a." * 1200 + "a = 1\n", "{}", "[[]]", "\n", "-1", _LONG]
+_NESTED = ["[" * 600, "a." * 300 + "a = 1\n", "{}", "[[]]", "\n", "-1", _LONG]
 WORDS = [
     *(f"{key} = ".encode() for key in _KEYS),
     *(f"[{section}]\n".encode() for section in Config.model_fields),
