@@ -402,7 +402,7 @@ class Back:
             if not self._read_only:
                 self.save_recency()
             self._worker.stop()
+        finally:
             if self._content_ids:
                 self._content_ids.close()
-        finally:
             self.parts.close()

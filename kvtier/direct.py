@@ -1,4 +1,4 @@
-"""Long reads and writes past the system's cache (``O_DIRECT``), in the largest requests that a disk takes.
+"""Long reads and writes past the system's cache (``O_DIRECT``), in large requests to the disk.
 
 What goes through the system's cache is copied there, page by page, and lies anywhere in memory: a request to a disk
 names only so many places, 128 pages or half a megabyte with most. A disk that counts requests, as throttled volumes do,
@@ -17,22 +17,25 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from kvtier import _platform
 from kvtier.buffers import copy_across, cut
+from kvtier.pool import PAGE
 
-PAGE = 4096  # what addresses, positions and lengths must be multiples of: enough for all but the most unusual disks
-#: Shorter ones are one request anyway.
-LEAST_BYTES = 1 << 20
-#: Shorter ones are left to the cache also if nothing of them has to be copied.
-LEAST_ALIGNED_BYTES = 256 << 10
+#: Shorter ones are as quick through the cache.
+LEAST_BYTES = 256 << 10
+#: Reads of which more than half has to be copied from here are direct from this length on: shorter ones are one request
+#: anyway.
+LEAST_COPIED_BYTES = 1 << 20
+#: At most so much in one call: on some file systems readers of a file wait while one writes to it.
+CALL_BYTES_MAX = 8 << 20
 _LEAST_RUN_BYTES = 64 << 10  # shorter runs of whole pages are copied: a request names only so many places
-_BUFFER_BYTES = 10 << 20
 _BUFFERS_KEPT = 2
-_REFUSALS = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
+_NEVER = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
+_NOT_NOW = {errno.EFAULT, errno.ENOMEM}  # memory that cannot be held in place for the disk
 
 
 class _Run(NamedTuple):
@@ -45,6 +48,14 @@ class _Run(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.end - self.begin
+
+    def split(self, nbytes: int) -> tuple[_Run, _Run | None]:
+        """The first so many bytes of it, and what is left."""
+        middle = self.begin + nbytes
+        if middle >= self.end:
+            return self, None
+        first, last = (None, None) if self.memory is None else (self.memory[:nbytes], self.memory[nbytes:])
+        return _Run(self.begin, middle, first), _Run(middle, self.end, last)
 
 
 class DirectFiles:
@@ -69,46 +80,54 @@ class DirectFiles:
         if twin is not None:
             os.close(twin)
 
-    def takes(self, fd: int, size: int) -> bool:
-        """Whether so many bytes of this file may be read or written here."""
-        return size >= LEAST_ALIGNED_BYTES and fd in self._files and fd not in self._refused
-
     def read(self, fd: int, views: Sequence[memoryview], offset: int) -> int:
         """Fill the views from the first on, as far as that can be done here: how many bytes. :class:`OSError` if the
         disk fails."""
         size = sum(view.nbytes for view in views)
-        runs = list(_runs(views, offset, _down(offset), _up(offset + size)))
-        cached = _platform.cached_bytes(fd, offset, size)
-        if not _is_worth_it(runs, size) or (cached is not None and 2 * cached >= size):
+        if not self._takes(fd, size):
             return 0
-        return min(max(0, self._move(_read, fd, _Part(views, offset), runs) - offset), size)
+        cached = _platform.cached_bytes(fd, offset, size)
+        if cached is not None and 2 * cached >= size:
+            return 0
+        runs = list(_runs(views, offset, _down(offset), _up(offset + size)))
+        straight = sum(run.nbytes for run in runs if run.memory is not None)
+        if size < LEAST_COPIED_BYTES and 2 * straight < size:
+            return 0
+        return min(max(0, self._move(fd, views, offset, runs, is_write=False) - offset), size)
 
-    def write(self, fd: int, views: Sequence[memoryview], offset: int) -> int:
-        """Write the views from the first on, as far as that can be done here: how many bytes. ``offset`` is a multiple
-        of :data:`PAGE`. :class:`OSError` if the disk fails."""
-        size = sum(view.nbytes for view in views)
-        runs = list(_runs(views, offset, offset, _down(offset + size)))
-        return self._move(_write, fd, _Part(views, offset), runs) - offset if _is_worth_it(runs, size) else 0
+    def write(self, fd: int, views: Sequence[memoryview], offset: int) -> tuple[int, int]:
+        """Write whole pages of the file, as far as that can be done here; from where to where in it. :class:`OSError`
+        if the disk fails."""
+        end = offset + sum(view.nbytes for view in views)
+        begin, last = _up(offset), _down(end)
+        if not self._takes(fd, last - begin):
+            return offset, offset
+        return begin, self._move(fd, views, offset, list(_runs(views, offset, begin, last)), is_write=True)
 
-    def _move(self, move: _Move, fd: int, part: _Part, runs: Sequence[_Run]) -> int:
-        """Move runs that follow one another, up to the end of the file; where in the file that ended."""
+    def _takes(self, fd: int, size: int) -> bool:
+        return size >= LEAST_BYTES and fd in self._files and fd not in self._refused
+
+    def _move(self, fd: int, views: Sequence[memoryview], offset: int, runs: Sequence[_Run], *, is_write: bool) -> int:
+        """Read or write runs that follow one another, up to the end of the file; where in the file that ended."""
         at, twin = runs[0].begin, self._twin(fd)
         if twin is None:
             return at
-        buffer = self._take()
         try:
-            with memoryview(buffer) as memory:
-                for step in _steps(runs):
-                    at = step[0].begin + move(twin, part, step, memory)
-                    if at < step[-1].end:
-                        break
+            for step in _steps(runs):
+                with self._memory(step) as memory:
+                    if is_write:
+                        _copy_in(views, offset, step, memory)
+                        at += _platform.pwritev(twin, memory, at)
+                    else:
+                        at += _platform.preadv(twin, memory, at)
+                        _copy_out(views, offset, step, memory, at)
+                if at < step[-1].end:
+                    break
         except OSError as e:
-            if e.errno not in _REFUSALS:
+            if e.errno in _NEVER:
+                self._refused.add(fd)
+            elif e.errno not in _NOT_NOW:
                 raise
-            self._refused.add(fd)
-        finally:
-            if len(self._buffers) < _BUFFERS_KEPT:
-                self._buffers.append(buffer)
         return at
 
     def _twin(self, fd: int) -> int | None:
@@ -124,54 +143,61 @@ class DirectFiles:
                 os.close(made)
         return twin
 
+    @contextmanager
+    def _memory(self, step: Sequence[_Run]) -> Iterator[list[memoryview]]:
+        """What the disk is to read from or write to, run by run: a part of a buffer where a run has none."""
+        if all(run.memory is not None for run in step):
+            yield [run.memory for run in step if run.memory is not None]
+            return
+        buffer = self._take()
+        try:
+            yield _laid_out(step, memoryview(buffer))
+        finally:
+            if len(self._buffers) < _BUFFERS_KEPT:
+                self._buffers.append(buffer)
+
     def _take(self) -> mmap.mmap:
         with suppress(IndexError):
             return self._buffers.pop()
-        buffer = mmap.mmap(-1, _BUFFER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        buffer = mmap.mmap(-1, CALL_BYTES_MAX, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(AttributeError, OSError):
             buffer.madvise(mmap.MADV_HUGEPAGE)
         return buffer
 
 
-class _Part(NamedTuple):
-    """Bytes of a file from ``offset`` on, and where the caller has them."""
-
-    views: Sequence[memoryview]
-    offset: int
-
-    def within(self, run: _Run) -> tuple[int, list[memoryview]]:
-        """What of the run is the caller's: how far behind its beginning that starts, and where he has it."""
-        skip = max(0, self.offset - run.begin)
-        return skip, cut(self.views, run.begin + skip - self.offset, run.end - self.offset)
-
-
-#: Reads or writes runs that follow one another, by way of a buffer where they have no memory; how many bytes.
-_Move = Callable[[int, _Part, Sequence[_Run], memoryview], int]
-
-
-def _read(twin: int, part: _Part, step: Sequence[_Run], buffer: memoryview) -> int:
-    memory = _memory(step, buffer)
-    count: int = _platform.preadv(twin, memory, step[0].begin)
-    for run, found in zip(step, memory, strict=True):
-        if run.memory is None:
-            skip, mine = part.within(run)
-            here = found[skip : max(skip, min(run.nbytes, step[0].begin + count - run.begin))]
-            copied = cut(mine, 0, here.nbytes)
-            copy_across([here[: sum(view.nbytes for view in copied)]], copied)
-    return count
+def _runs(views: Sequence[memoryview], offset: int, begin: int, end: int) -> Iterator[_Run]:
+    """The pages from ``begin`` to ``end`` of a file, in which the views' bytes start at ``offset``."""
+    at, place = begin, offset
+    for view in views:
+        first, last = max(at, _up(place)), min(end, _down(place + view.nbytes))
+        if last - first >= _LEAST_RUN_BYTES and _is_aligned(view, place):
+            if at < first:
+                yield _Run(at, first, None)
+            yield _Run(first, last, view[first - place : last - place])
+            at = last
+        place += view.nbytes
+    if at < end:
+        yield _Run(at, end, None)
 
 
-def _write(twin: int, part: _Part, step: Sequence[_Run], buffer: memoryview) -> int:
-    memory = _memory(step, buffer)
-    for run, target in zip(step, memory, strict=True):
-        if run.memory is None:
-            copy_across(part.within(run)[1], [target])
-    count: int = _platform.pwritev(twin, memory, step[0].begin)
-    return count
+def _steps(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
+    """The runs that one call moves, cut where it has enough."""
+    step: list[_Run] = []
+    left = CALL_BYTES_MAX
+    for run in runs:
+        rest: _Run | None = run
+        while rest is not None:
+            part, rest = rest.split(left)
+            step.append(part)
+            left -= part.nbytes
+            if not left or len(step) == _platform.IOV_MAX:
+                yield step
+                step, left = [], CALL_BYTES_MAX
+    if step:
+        yield step
 
 
-def _memory(step: Sequence[_Run], buffer: memoryview) -> list[memoryview]:
-    """What the disk is to read from or write to."""
+def _laid_out(step: Sequence[_Run], buffer: memoryview) -> list[memoryview]:
     memory, used = [], 0
     for run in step:
         if run.memory is None:
@@ -182,41 +208,22 @@ def _memory(step: Sequence[_Run], buffer: memoryview) -> list[memoryview]:
     return memory
 
 
-def _runs(views: Sequence[memoryview], offset: int, begin: int, end: int) -> Iterator[_Run]:
-    """The pages from ``begin`` to ``end`` of a file, in which the views' bytes start at ``offset``, cut into runs."""
-    at, place = begin, offset
-    for view in views:
-        first, last = max(at, _up(place)), min(end, _down(place + view.nbytes))
-        if last - first >= _LEAST_RUN_BYTES and _is_aligned(view, place):
-            yield from _without_memory(at, first)
-            yield _Run(first, last, view[first - place : last - place])
-            at = last
-        place += view.nbytes
-    yield from _without_memory(at, end)
+def _copy_in(views: Sequence[memoryview], offset: int, step: Sequence[_Run], memory: Sequence[memoryview]) -> None:
+    for run, target in zip(step, memory, strict=True):
+        if run.memory is None:
+            copy_across(cut(views, run.begin - offset, run.end - offset), [target])
 
 
-def _without_memory(begin: int, end: int) -> Iterator[_Run]:
-    for at in range(begin, end, _BUFFER_BYTES):
-        yield _Run(at, min(at + _BUFFER_BYTES, end), None)
-
-
-def _is_worth_it(runs: Sequence[_Run], size: int) -> bool:
-    straight = sum(run.nbytes for run in runs if run.memory is not None)
-    return size >= LEAST_BYTES or 2 * straight >= size
-
-
-def _steps(runs: Sequence[_Run]) -> Iterator[list[_Run]]:
-    """The runs that one call moves, one buffer being enough for all of them."""
-    step: list[_Run] = []
-    copied = 0
-    for run in runs:
-        more = run.nbytes if run.memory is None else 0
-        if step and (copied + more > _BUFFER_BYTES or len(step) == _platform.IOV_MAX):
-            yield step
-            step, copied = [], 0
-        step.append(run)
-        copied += more
-    yield step
+def _copy_out(
+    views: Sequence[memoryview], offset: int, step: Sequence[_Run], memory: Sequence[memoryview], end: int
+) -> None:
+    """What was read, up to ``end`` in the file, as far as it was wanted."""
+    for run, found in zip(step, memory, strict=True):
+        if run.memory is None:
+            begin = max(run.begin, offset)
+            wanted = cut(views, begin - offset, min(run.end, end) - offset)
+            skip = begin - run.begin
+            copy_across([found[skip : skip + sum(view.nbytes for view in wanted)]], wanted)
 
 
 def _is_aligned(view: memoryview, place: int) -> bool:

@@ -151,6 +151,10 @@ class EncryptedVault(Vault):
         self._provider = keys
         self._known = _Known({}, {}, {})
 
+    @property
+    def era(self) -> object:  # type: ignore[override]
+        return self._known
+
     def name(self, namespace: bytes, key: bytes) -> bytes:
         named = bytes((len(namespace),)) + namespace + key
         return hashlib.blake2b(named, digest_size=32, key=self._identity.secret, person=b"kvtier name").digest()

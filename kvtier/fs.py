@@ -44,7 +44,7 @@ from typing import Protocol
 
 from kvtier import _platform
 from kvtier.buffers import advance, cut, flat_views
-from kvtier.direct import PAGE, DirectFiles
+from kvtier.direct import DirectFiles
 
 __all__ = ["FileSystem", "OsFileSystem", "PortableFileSystem", "default_file_system", "replace_file"]
 
@@ -196,13 +196,12 @@ def _progress(count: int) -> int:
     return count
 
 
-def _write(fd: int, views: list[memoryview], offset: int) -> int:
+def _write(fd: int, views: list[memoryview], offset: int) -> None:
     first = total = 0
     while first < len(views):
         count = _progress(_platform.pwritev(fd, views[first : first + _platform.IOV_MAX], offset + total))
         total += count
         first = advance(views, first, count)
-    return total
 
 
 class PortableFileSystem:
@@ -371,23 +370,25 @@ class OsFileSystem(PortableFileSystem):
         return _open(path, create, write)
 
     def close(self, fd: int) -> None:
-        self._direct.forget(fd)
-        os.close(fd)
+        try:
+            self._direct.forget(fd)
+        finally:
+            os.close(fd)
 
     def write_at(self, fd: int, buffers: Sequence[memoryview | bytes], offset: int) -> int:
-        views, done = flat_views(buffers), 0
+        views = flat_views(buffers)
         size = sum(view.nbytes for view in views)
-        if self._direct.takes(fd, size):
-            begin = -offset % PAGE
-            done = _write(fd, cut(views, 0, begin), offset)
-            done += self._direct.write(fd, cut(views, begin, size), offset + begin)
-            views = cut(views, done, size)
-        return done + _write(fd, views, offset + done)
+        begin, end = self._direct.write(fd, views, offset)
+        if begin < end:
+            _write(fd, cut(views, 0, begin - offset), offset)
+            _write(fd, cut(views, end - offset, size), end)
+        else:
+            _write(fd, views, offset)
+        return size
 
     def read_at(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
-        views, total = flat_views(buffers), 0
-        if self._direct.takes(fd, sum(view.nbytes for view in views)):
-            total = self._direct.read(fd, views, offset)
+        views = flat_views(buffers)
+        total = self._direct.read(fd, views, offset)
         first = advance(views, 0, total)
         while first < len(views):
             count = _platform.preadv(fd, views[first : first + _platform.IOV_MAX], offset + total)

@@ -24,6 +24,8 @@ from typing import Any
 
 #: Smaller values get memory from Python's allocator, which uses it again by itself.
 LEAST_BYTES = 128 << 10
+#: What addresses, positions and lengths must be multiples of, for most disks to move bytes without a copy.
+PAGE = 4096
 _MAPPED_BYTES_MIN = 2 << 20  # a huge page
 _MAPPINGS_MAX = 1 << 14  # a process may have 65,530, by Linux's default
 
@@ -36,7 +38,7 @@ class _Memory:
         self.nbytes = nbytes
         self.is_owed = False  # while it is lent, and is to be made ready anew if it does not come back
         self.map = _new(nbytes, may_map)
-        self._begin = -ctypes.addressof(ctypes.c_ubyte.from_buffer(self.map)) % mmap.PAGESIZE
+        self._begin = -ctypes.addressof(ctypes.c_ubyte.from_buffer(self.map)) % PAGE
         self._kind = ctypes.c_ubyte * nbytes
         self._references = sys.getrefcount(self.map)
 
@@ -58,11 +60,11 @@ def _new(nbytes: int, may_map: bool) -> mmap.mmap | bytearray:
     """A private mapping, in huge pages where there are any; a ``bytearray`` where there is no such mapping, with room
     to begin where a page does."""
     if not may_map or nbytes < _MAPPED_BYTES_MIN:
-        return bytearray(nbytes + mmap.PAGESIZE)
+        return bytearray(nbytes + PAGE)
     try:
         mapped = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (AttributeError, OSError):
-        return bytearray(nbytes + mmap.PAGESIZE)
+        return bytearray(nbytes + PAGE)
     with suppress(AttributeError, OSError):
         mapped.madvise(mmap.MADV_HUGEPAGE)
     return mapped
@@ -123,7 +125,8 @@ class BufferPool:
         while (size := self._next_owed()) is not None:
             if self.stock([size]):
                 return True
-            self._owed.pop(size)
+            with self._lock:
+                self._owed.pop(size, None)
         return False
 
     def _next_owed(self) -> int | None:

@@ -55,6 +55,8 @@ class Vault:
 
     #: Added to the codec's number, and to the length of its output.
     flag = overhead = 0
+    #: Another object once keys were forgotten: what a current key made before may be another thing now.
+    era: object = None
 
     def __init__(self, identity: Identity) -> None:
         self._identity = identity

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -18,17 +19,15 @@ from kvtier.check.subject import Subject
 from kvtier.index.lmdb_index import LmdbIndex, View
 from kvtier.index.schema import BlockEntry, ContentEntry
 from kvtier.segment.format import (
-    UNPADDED_HEAD_BYTES_MAX,
     FormatError,
     Place,
     RecordHead,
     RecordKind,
     RecordState,
     check_payload,
-    head_bytes,
-    unpack_head,
 )
 from kvtier.segment.reader import SegmentFiles
+from kvtier.segment.scanner import read_head
 
 _AT_ONCE = 4096
 _TRIES = 4
@@ -174,11 +173,9 @@ class BlockCheck:
             raise _Problem(Kind.PAYLOAD, str(e)) from e
 
     def _head(self, tier_no: int, segment_no: int, offset: int) -> RecordHead:
-        raw = self._read(Kind.RECORD, tier_no, segment_no, offset, UNPADDED_HEAD_BYTES_MAX)
-        if head_bytes(raw) > len(raw):
-            raw = self._read(Kind.RECORD, tier_no, segment_no, offset, head_bytes(raw))
+        read = partial(self._read, Kind.RECORD, tier_no, segment_no)
         try:
-            return unpack_head(raw, Place(self._subject.store_id, tier_no, segment_no, offset))
+            return read_head(read, Place(self._subject.store_id, tier_no, segment_no, offset))
         except FormatError as e:
             raise _Problem(Kind.RECORD, str(e)) from e
 

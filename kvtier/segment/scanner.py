@@ -6,8 +6,9 @@ ones behind it is *damage*: the scan goes on at the next offset where a record p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from kvtier.fs import FileSystem
 from kvtier.segment.format import (
@@ -28,6 +29,17 @@ from kvtier.segment.format import (
 )
 
 _RESYNC_BYTES = 1 << 20
+
+
+def read_head(read: Callable[[int, int], bytearray], place: Place) -> RecordHead:
+    """The head of the record there, checked: ``read`` gives as many bytes from an offset on, fewer where the file ends.
+
+    Few heads are longer than what is read first. Raises :class:`FormatError`, and what ``read`` does.
+    """
+    raw = read(place.offset, UNPADDED_HEAD_BYTES_MAX)
+    if head_bytes(raw) > len(raw):
+        raw = read(place.offset, head_bytes(raw))
+    return unpack_head(raw, place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +90,7 @@ def scan(
     while at < size:
         place = Place(store_id, tier_no, segment_no, at)
         try:
-            head = _head_at(fs, fd, place)
+            head = read_head(partial(_read, fs, fd), place)
             if at + head.record_len > size:
                 raise FormatError("the file ends inside the record")
         except FormatError as e:
@@ -92,14 +104,6 @@ def scan(
         problem = _payload_problem(fs, fd, at, head) if payloads else None
         yield Damaged(at, at + head.record_len, problem) if problem else Found(at, head)
         at += head.record_len
-
-
-def _head_at(fs: FileSystem, fd: int, place: Place) -> RecordHead:
-    """The head of the record there, checked. Few are longer than what is read first."""
-    raw = _read(fs, fd, place.offset, UNPADDED_HEAD_BYTES_MAX)
-    if head_bytes(raw) > len(raw):
-        raw = _read(fs, fd, place.offset, head_bytes(raw))
-    return unpack_head(raw, place)
 
 
 def _payload_problem(fs: FileSystem, fd: int, offset: int, head: RecordHead) -> str | None:
@@ -124,7 +128,7 @@ def _next_record(
             offset = at + found
             if offset % RECORD_ALIGN == 0:
                 try:
-                    _head_at(fs, fd, Place(store_id, tier_no, segment_no, offset))
+                    read_head(partial(_read, fs, fd), Place(store_id, tier_no, segment_no, offset))
                     return offset
                 except FormatError:
                     pass

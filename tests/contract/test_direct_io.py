@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from kvtier import Store, _platform, direct
 from kvtier.buffers import copy_across, cut
-from kvtier.direct import PAGE
 from kvtier.fs import OsFileSystem
-from kvtier.pool import LEAST_BYTES, BufferPool
+from kvtier.pool import LEAST_BYTES, PAGE, BufferPool
 from tests.stores import KIB, MIB, config, names, tier, value_of
 from tests.stores import fill as stored
 
+fcntl = pytest.importorskip("fcntl")
 pytestmark = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="the platform has no direct I/O")
 
 
@@ -115,7 +115,7 @@ def test_a_long_read_is_one_direct_read(disk: _Disk) -> None:
     disk.forget()
     assert disk.read() == disk.value
     assert disk.direct == [len(disk.value)]
-    short = bytearray(direct.LEAST_BYTES - 1)
+    short = bytearray(direct.LEAST_COPIED_BYTES - 1)
     assert disk.fs.read_at(disk.fd, [memoryview(short)], 5) == len(short)
     assert short == disk.value[5 : 5 + len(short)]
     assert len(disk.direct) == 1
@@ -169,6 +169,31 @@ def test_refused_direct_io_is_not_asked_for_again(disk: _Disk, code: int) -> Non
     assert disk.direct == []
 
 
+@pytest.mark.parametrize("code", [errno.EFAULT, errno.ENOMEM])
+def test_memory_that_cannot_be_held_for_the_disk_is_no_refusal_of_the_file(disk: _Disk, code: int) -> None:
+    disk.forget()
+    disk.error = code
+    assert disk.read() == disk.value
+    disk.write([os.urandom(2 << 20)], 4096)
+    assert disk.direct == []
+    disk.error = None
+    disk.write([os.urandom(2 << 20)], 4096)
+    assert disk.direct == [2 << 20]
+
+
+def test_without_memory_for_a_buffer_it_goes_on_as_always(disk: _Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    disk.forget()
+    monkeypatch.setattr(direct.DirectFiles, "_take", refused)
+    assert disk.read() == disk.value
+    disk.write([os.urandom(2 << 20)], 4097)
+    assert disk.direct == []
+    disk.fs.write_at(disk.fd, [aligned(bytes(512 << 10))], 4096)
+    assert disk.direct == [512 << 10], "this one needs none"
+
+
 def test_a_failing_disk_is_no_refusal(disk: _Disk) -> None:
     disk.forget()
     disk.error = errno.EIO
@@ -187,9 +212,13 @@ def test_a_failing_disk_is_no_refusal(disk: _Disk) -> None:
 def test_a_long_write_is_one_direct_write_of_whole_pages(disk: _Disk, skip: int, offset: int, size: int) -> None:
     disk.write([aligned(os.urandom(size), skip)], offset)
     pages = (offset + size) // PAGE * PAGE - -(-offset // PAGE) * PAGE
-    is_long = size - -offset % PAGE >= direct.LEAST_BYTES or skip == offset % PAGE  # or there is nothing to copy
-    assert disk.direct == ([pages] if is_long else [])
-    assert sum(disk.others) == size - sum(disk.direct), "its two ends, which may have other bytes in their pages"
+    assert disk.direct == [pages]
+    assert sum(disk.others) == size - pages, "its two ends, which may have other bytes in their pages"
+
+
+def test_no_call_is_so_long_that_others_wait_for_it(disk: _Disk) -> None:
+    disk.write([os.urandom(PAGE), aligned(os.urandom(20 << 20)), os.urandom(PAGE)], 0)
+    assert disk.direct == [direct.CALL_BYTES_MAX] * 2 + [(20 << 20) + 2 * PAGE - 2 * direct.CALL_BYTES_MAX]
 
 
 def test_a_write_behind_the_end_of_the_file_makes_it_as_long_as_was_written(disk: _Disk) -> None:
@@ -288,6 +317,10 @@ def test_closing_gives_both_descriptors_back(tmp_path: Path) -> None:
     assert descriptors_of(path) == []
 
 
+def is_direct(fd: int) -> bool:
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+
+
 def descriptors_of(path: str) -> list[str]:
     """Of this process: other threads may open and close what they like."""
     found = []
@@ -304,23 +337,22 @@ def test_what_a_tier_reads_and_writes_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_cache: bool, size: int, keep: bool
 ) -> None:
     """All that is long, unless its tier is to use the cache."""
-    moved: dict[str, int] = {"read": 0, "write": 0}
+    moved = {"preadv": 0, "pwritev": 0}
 
-    def count(what: str) -> None:
-        move = getattr(direct.DirectFiles, what)
+    def count(name: str) -> None:
+        call = getattr(_platform, name)
 
-        def counted(self: direct.DirectFiles, fd: int, views: list[memoryview], offset: int) -> int:
-            nbytes: int = move(self, fd, views, offset)
-            moved[what] += nbytes
+        def counted(fd: int, views: list[memoryview], offset: int) -> int:
+            nbytes: int = call(fd, views, offset)
+            moved[name] += nbytes * is_direct(fd)
             return nbytes
 
-        monkeypatch.setattr(direct.DirectFiles, what, counted)
+        monkeypatch.setattr(_platform, name, counted)
 
-    count("read")
-    count("write")
-    c = config(
-        tmp_path, tier(segment_bytes=8 * MIB, bytes_max=64 * MIB, page_cache=page_cache), value_bytes_max=4 * MIB
-    )
+    count("preadv")
+    count("pwritev")
+    disk = tier(segment_bytes=8 * MIB, bytes_max=64 * MIB, page_cache=page_cache)
+    c = config(tmp_path, disk, value_bytes_max=4 * MIB)
     keys = names(16)
     with Store.open(c, background=False) as store:
         values = stored(store, keys, size, chain=True)

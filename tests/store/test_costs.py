@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 
 from kvtier import Hit, Store
-from kvtier.direct import PAGE
 from kvtier.fs import OsFileSystem
 from kvtier.index.lmdb_index import LmdbIndex
-from kvtier.pool import BufferPool, _Memory
+from kvtier.pool import PAGE, BufferPool, _Memory
 from kvtier.testing import FaultyFileSystem
 from tests.stores import KIB, MIB, config, fill, names, noise, settle, tier, value_of
 
