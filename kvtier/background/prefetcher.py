@@ -14,6 +14,7 @@ from functools import partial
 from itertools import count
 from operator import eq
 
+from kvtier import planes
 from kvtier.background.read_ahead import Bounds, Outcome, ReadAhead
 from kvtier.background.read_order import Batch, coalesce, reading_order, size_of
 from kvtier.direct import PAGE
@@ -25,9 +26,10 @@ _QUEUE_BLOCKS_MAX = 1 << 16
 _FIRST_READS = 8  # of the first one's size: as far ahead as that before the consumer has taken anything
 
 
-def slabs(threads: int, coalesce_bytes_max: int) -> list[int]:
-    """The sizes of what is in use at once when blocks pass through: being read, waiting, and at the consumer."""
-    return [_slab_bytes(coalesce_bytes_max)] * (threads + 2)
+def slabs(threads: int, coalesce_bytes_max: int, *, decodes: bool) -> list[int]:
+    """The sizes of what is in use at once when blocks pass through: being read, waiting, and at the consumer; and, if
+    they are decoded, what each thread decodes from."""
+    return [_slab_bytes(coalesce_bytes_max)] * (threads + 2 + threads * decodes)
 
 
 def _slab_bytes(coalesce_bytes_max: int) -> int:
@@ -68,9 +70,11 @@ class Prefetcher:
 
     # -- ahead of one consumer ----------------------------------------------------------------------
 
-    def warm(self) -> None:
-        """Make the memory for :meth:`read_ahead` without ``keep`` ready, on a thread of the pool."""
-        self._pool.submit(self._buffers.stock, slabs(self._threads, self._coalesce_bytes_max))
+    def warm(self, *, decodes: bool) -> None:
+        """Make ready what :meth:`read_ahead` without ``keep`` needs, on a thread of the pool."""
+        if decodes:
+            self._pool.submit(planes.prepare)
+        self._pool.submit(self._buffers.stock, slabs(self._threads, self._coalesce_bytes_max, decodes=decodes))
 
     def read_ahead(self, located: Sequence[Located], *, keep: bool) -> Iterator[Outcome]:
         """The blocks in order, later ones being read while the consumer works on earlier ones.
