@@ -9,6 +9,7 @@ Threads: all of it may be called from any thread.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from kvtier.clock import StoreTime
 from kvtier.events import Signals
 from kvtier.index.lmdb_index import LmdbIndex, View
 from kvtier.index.schema import BlockEntry, ContentEntry
-from kvtier.segment.format import FormatError, RecordHead
+from kvtier.segment.format import FormatError, RecordHead, align_up
 from kvtier.segment.reader import Extent, Fetched
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.drafts import plain_codec
@@ -171,15 +172,17 @@ class DiskReader:
             return Raw(batch, [], e)
         return Raw(batch, stored, fetched, memory and _shared(memory, batch))
 
-    def blocks(self, raw: Raw) -> list[RamBlock | MissReason]:
-        """What was read, checked and decoded; what does not pass is looked up again."""
-        batch, stored, fetched, memory = raw
+    def blocks(self, raw: Raw, some: slice = slice(None)) -> list[RamBlock | MissReason]:
+        """What was read, checked and decoded; what does not pass is looked up again. ``some``: of the batch, so that
+        several threads can share one."""
+        batch, fetched = raw.batch[some], raw.fetched
         if isinstance(fetched, Exception):
-            if len(batch) > 1:  # one bad sector must not cost its neighbours
+            if len(raw.batch) > 1:  # one bad sector must not cost its neighbours
                 return [self.read_one(b) for b in batch]
-            return [self._block(batch[0], _NOTHING, fetched, _TRIES)]
-        heads = batch[0].tier.check(fetched)
-        return [self._block(b, s, h, _TRIES, memory) for b, s, h in zip(batch, stored, heads, strict=True)]
+            return [self._block(b, _NOTHING, fetched, _TRIES) for b in batch]
+        heads = raw.batch[0].tier.check(Fetched(fetched.wanted[some], fetched.heads[some], fetched.end))
+        memory = raw.memory
+        return [self._block(b, s, h, _TRIES, memory) for b, s, h in zip(batch, raw.stored[some], heads, strict=True)]
 
     def read_one(self, located: Located, tries: int = _TRIES) -> RamBlock | MissReason:
         """Read one block."""
@@ -314,13 +317,15 @@ def _check_codec(located: Located, head: RecordHead) -> None:
 
 def _shared(memory: Memory, batch: Sequence[Located]) -> Memory:
     """Gives each block of a batch that has to be decoded its part of one piece of ``memory``, taken with the first."""
+    lock = threading.Lock()
     left = _NOTHING
 
     def part(nbytes: int) -> memoryview:
         nonlocal left
-        if left.nbytes < nbytes:
-            left = memory(sum(b.entry.nbytes for b in batch if b.is_encoded))
-        mine, left = left[:nbytes], left[nbytes:]
-        return mine
+        with lock:
+            if left.nbytes < nbytes:
+                left = memory(sum(align_up(b.entry.nbytes) for b in batch if b.is_encoded))
+            mine, left = left[:nbytes], left[align_up(nbytes) :]
+            return mine
 
     return part
