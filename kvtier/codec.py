@@ -45,7 +45,7 @@ CODEC_IDS: Final = {"none": NONE, "zstd": ZSTD, "zstd-planes": ZSTD_PLANES}
 
 _LEVEL = 1
 _WORTH_IT = 0.98  # stored ÷ original; above it the value is stored as it is
-_PIECE_BYTES = 128 << 10  # of a plane
+_PIECE_BYTES = 512 << 10  # of a plane
 _BLOCK_HEADER_BYTES, _RLE, _RESERVED = 3, 1, 3
 
 
