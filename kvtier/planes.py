@@ -35,8 +35,14 @@ def split(value: Buffer) -> tuple[Buffer, Buffer]:
     if np is None:
         whole = value if isinstance(value, bytes) else bytes(value)
         return whole[1::2], whole[0::2]
-    whole = np.frombuffer(value, np.uint8)
-    return memoryview(np.ascontiguousarray(whole[1::2])), memoryview(np.ascontiguousarray(whole[0::2]))
+    view = memoryview(value)
+    half = view.nbytes // 2
+    numbers = np.frombuffer(view[: 2 * half], "<u2")
+    high, low = np.empty(half, np.uint8), np.empty(view.nbytes - half, np.uint8)
+    np.right_shift(numbers, 8, out=high, casting="unsafe")
+    np.copyto(low[:half], numbers, casting="unsafe")
+    memoryview(low)[half:] = view[2 * half :]
+    return memoryview(high), memoryview(low)
 
 
 def merge(high: memoryview, low: memoryview, value: memoryview) -> None:
