@@ -72,8 +72,8 @@ class Back:
         self._signals = signals
         self._read_only = read_only
         self._promotions: deque[int] = deque(maxlen=_TOUCHES_BEFORE_SAVE)
-        passing = self.ladder.ledger.time
-        self._reader = DiskReader(parts.index, self.ladder.tiers, signals, self._on_damage, passing, pool.take)
+        passing, brief = self.ladder.ledger.time, partial(pool.take, is_brief=True)
+        self._reader = DiskReader(parts.index, self.ladder.tiers, signals, self._on_damage, passing, pool.take, brief)
         self._expiry = Expiry(parts.index, self.ladder.ledger, signals)
         self._prefetcher = Prefetcher(
             self._reader,
@@ -88,7 +88,7 @@ class Back:
         )
         self._content_ids = ContentIds(parts.vault) if background and not read_only else None
         if background:
-            self._prefetcher.warm()
+            self._prefetcher.warm(decodes=config.decodes)
         self._worker = Worker(self._write_group, self._when_idle)
         self._shrinker = Shrinker(parts.index, self.ladder, signals)
         self._is_looking = self._may_shrink = False

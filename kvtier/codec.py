@@ -16,7 +16,11 @@ which zstd would only spend time on. The split runs over the whole value, not bu
 value can be read into buffers of other lengths than it was written from; 16-bit elements must therefore begin
 at an even offset *of the value*, or the noise is what gets compressed and the value ends up stored as it is.
 
-All functions may be called from several threads: zstd contexts, which are not thread-safe, are one a thread.
+A value is decoded in one pass: frames straight into the memory where it is wanted, planes in pieces that stay in a
+core's cache between zstd and the merge. Nothing is allocated for it, but for a value that is cut into several targets.
+
+All functions may be called from several threads: zstd contexts, which are not thread-safe, and the scratch memory for
+a piece of a plane are one a thread.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from typing import Final
 
 import zstandard
 
+from kvtier import planes
 from kvtier.blocks import Buffer
 
 __all__ = ["CODEC_IDS", "NONE", "ZSTD", "ZSTD_PLANES", "CodecError", "codec_name", "decode_into", "encode"]
@@ -40,6 +45,8 @@ CODEC_IDS: Final = {"none": NONE, "zstd": ZSTD, "zstd-planes": ZSTD_PLANES}
 
 _LEVEL = 1
 _WORTH_IT = 0.98  # stored ÷ original; above it the value is stored as it is
+_PIECE_BYTES = 512 << 10  # of a plane
+_BLOCK_HEADER_BYTES, _RLE, _RESERVED = 3, 1, 3
 
 
 class CodecError(ValueError):
@@ -52,6 +59,7 @@ class _Contexts(threading.local):
             level=_LEVEL, write_content_size=True, write_checksum=False, write_dict_id=False
         )
         self.decompressor = zstandard.ZstdDecompressor()
+        self.piece = memoryview(bytearray(_PIECE_BYTES))
 
 
 _contexts = _Contexts()
@@ -78,9 +86,8 @@ def encode(codec: str, buffers: Sequence[memoryview]) -> tuple[int, list[Buffer]
     if codec_id == ZSTD:
         stored = [_contexts.compressor.compress(_joined(buffers))]
     elif codec_id == ZSTD_PLANES:
-        value = _joined(buffers)
-        whole = value if isinstance(value, bytes) else bytes(value)
-        stored = [_contexts.compressor.compress(whole[1::2]), whole[0::2]]
+        high, low = planes.split(_joined(buffers))
+        stored = [_contexts.compressor.compress(high), low]
     total = sum(b.nbytes for b in buffers)
     if codec_id == NONE or sum(map(len, stored)) > _WORTH_IT * total:
         return NONE, list(buffers)
@@ -90,24 +97,21 @@ def encode(codec: str, buffers: Sequence[memoryview]) -> tuple[int, list[Buffer]
 def decode_into(codec_id: int, stored: memoryview, targets: Sequence[memoryview]) -> None:
     """Fill the targets (writable flat byte views), whose total size is the value's, from the stored bytes.
 
-    :class:`CodecError` if they do not decode to exactly that size; the targets are then unchanged. Never
-    allocates more than about that size, whatever the stored bytes claim.
+    :class:`CodecError` if they do not decode to exactly that size; what the targets hold is then undefined. Into one
+    target nothing is allocated, into several the value's size, whatever the stored bytes claim.
     """
     total = sum(t.nbytes for t in targets)
     if codec_id == NONE:
         if stored.nbytes != total:
             raise CodecError(f"stored {stored.nbytes} bytes, wanted {total}")
         _scatter(stored, targets)
-    elif codec_id == ZSTD:
-        _scatter(memoryview(_decompress(stored, total)), targets)
-    elif codec_id == ZSTD_PLANES:
-        frame_bytes = stored.nbytes - (total + 1) // 2
-        if frame_bytes < 0:
-            raise CodecError("stored bytes are shorter than their raw plane")
-        value = bytearray(total)
-        value[1::2] = _decompress(stored[:frame_bytes], total // 2)
-        value[0::2] = stored[frame_bytes:]
-        _scatter(memoryview(value), targets)
+    elif codec_id in (ZSTD, ZSTD_PLANES):
+        fill = _fill_from_frame if codec_id == ZSTD else _fill_from_planes
+        if len(targets) == 1:
+            fill(stored, targets[0])
+        else:
+            fill(stored, value := memoryview(bytearray(total)))
+            _scatter(value, targets)
     else:
         raise CodecError(f"unknown codec id {codec_id}")
 
@@ -123,15 +127,77 @@ def _scatter(value: memoryview, targets: Sequence[memoryview]) -> None:
         at += target.nbytes
 
 
-def _decompress(frame: memoryview, size: int) -> bytes:
-    """One whole frame of exactly ``size`` bytes of content. The claimed size is checked before allocating."""
-    try:
-        claimed = zstandard.frame_content_size(frame)
-        if claimed != size:
-            raise CodecError(f"the frame holds {claimed} bytes, wanted {size}")
-        content: bytes = _contexts.decompressor.decompress(frame, allow_extra_data=False)
-    except zstandard.ZstdError as e:
-        raise CodecError(f"not a sound zstd frame: {e}") from e
-    if len(content) != size:
-        raise CodecError(f"the frame gave {len(content)} bytes, wanted {size}")
-    return content
+def _fill_from_frame(frame: memoryview, value: memoryview) -> None:
+    with _Frame(frame, value.nbytes) as content:
+        content.read_into(value)
+
+
+def _fill_from_planes(stored: memoryview, value: memoryview) -> None:
+    size = value.nbytes // 2
+    frame_bytes = stored.nbytes - (value.nbytes - size)
+    if frame_bytes < 0:
+        raise CodecError("stored bytes are shorter than their raw plane")
+    low = stored[frame_bytes:]
+    with _Frame(stored[:frame_bytes], size) as content:
+        for at in range(0, size, _PIECE_BYTES):
+            end = min(size, at + _PIECE_BYTES)
+            high = _contexts.piece[: end - at]
+            content.read_into(high)
+            planes.merge(high, low[at:end], value[2 * at : 2 * end])
+    value[2 * size :] = low[size:]
+
+
+class _Frame:
+    """Reads one whole frame of exactly ``size`` bytes of content, which must be read to its end.
+
+    What the frame says of itself is checked first: its content's size, before anything is allocated by it, and that it
+    ends where the bytes end.
+    """
+
+    def __init__(self, frame: memoryview, size: int) -> None:
+        try:
+            said = zstandard.get_frame_parameters(frame)
+            at = zstandard.frame_header_size(frame)
+        except zstandard.ZstdError as e:
+            raise CodecError(f"not a sound zstd frame: {e}") from e
+        if said.content_size != size:
+            raise CodecError(f"the frame holds {said.content_size} bytes, wanted {size}")
+        if said.has_checksum or _blocks_end(frame, at) != frame.nbytes:
+            raise CodecError("the frame does not end where its bytes end")
+        self._reader = _contexts.decompressor.stream_reader(frame)
+
+    def __enter__(self) -> _Frame:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        """Also checks that the content is over, if nothing went wrong before."""
+        with self._reader:
+            if kind is None and self._read(memoryview(bytearray(1))):
+                raise CodecError("the frame goes on")
+
+    def read_into(self, view: memoryview) -> None:
+        """Fill ``view`` with what comes next."""
+        while view.nbytes:
+            count = self._read(view)
+            if not count:
+                raise CodecError("the frame holds less than it says")
+            view = view[count:]
+
+    def _read(self, view: memoryview) -> int:
+        try:
+            count: int = self._reader.readinto(view)
+        except zstandard.ZstdError as e:
+            raise CodecError(f"not a sound zstd frame: {e}") from e
+        return count
+
+
+def _blocks_end(frame: memoryview, at: int) -> int:
+    """Where the last block of a frame ends whose first one begins ``at``. :class:`CodecError` if it has no last one."""
+    is_last = 0
+    while not is_last:
+        header = int.from_bytes(frame[at : at + _BLOCK_HEADER_BYTES], "little")
+        is_last, kind, size = header & 1, header >> 1 & 3, header >> 3
+        if at + _BLOCK_HEADER_BYTES > frame.nbytes or kind == _RESERVED:
+            raise CodecError("the frame has no end")
+        at += _BLOCK_HEADER_BYTES + (1 if kind == _RLE else size)
+    return at

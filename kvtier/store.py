@@ -52,7 +52,7 @@ _READY_BYTES_MAX = 64 << 20
 def _spare_bytes_max(config: Config) -> int:
     """Memory that is kept ready: for a quarter of what may wait to be written, and for restores that pass through."""
     ahead = config.prefetch
-    passing = sum(slabs(ahead.threads, min(ahead.coalesce_bytes_max, ahead.bytes_max)))
+    passing = sum(slabs(ahead.threads, min(ahead.coalesce_bytes_max, ahead.bytes_max), decodes=config.decodes))
     return min(_READY_BYTES_MAX, config.write_behind.bytes_max // 4) + passing
 
 

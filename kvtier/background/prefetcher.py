@@ -14,6 +14,7 @@ from functools import partial
 from itertools import count
 from operator import eq
 
+from kvtier import planes
 from kvtier.background.read_ahead import Bounds, Outcome, ReadAhead
 from kvtier.background.read_order import Batch, coalesce, reading_order, size_of
 from kvtier.pool import BufferPool
@@ -25,9 +26,10 @@ _QUEUE_BLOCKS_MAX = 1 << 16
 _FIRST_READS = 8  # of the first one's size: as far ahead as that before the consumer has taken anything
 
 
-def slabs(threads: int, coalesce_bytes_max: int) -> list[int]:
-    """The sizes of what is in use at once when blocks pass through: being read, waiting, and at the consumer."""
-    return [_slab_bytes(coalesce_bytes_max)] * (threads + 2)
+def slabs(threads: int, coalesce_bytes_max: int, *, decodes: bool) -> list[int]:
+    """The sizes of what is in use at once when blocks pass through: being read, waiting, and at the consumer; and, if
+    they are decoded, what they are decoded from."""
+    return [_slab_bytes(coalesce_bytes_max)] * (threads + 2 + (threads + 1) * decodes)
 
 
 def _slab_bytes(coalesce_bytes_max: int) -> int:
@@ -68,9 +70,11 @@ class Prefetcher:
 
     # -- ahead of one consumer ----------------------------------------------------------------------
 
-    def warm(self) -> None:
-        """Make the memory for :meth:`read_ahead` without ``keep`` ready, on a thread of the pool."""
-        self._pool.submit(self._buffers.stock, slabs(self._threads, self._coalesce_bytes_max))
+    def warm(self, *, decodes: bool) -> None:
+        """Make ready what :meth:`read_ahead` without ``keep`` needs, on a thread of the pool."""
+        if decodes:
+            self._pool.submit(planes.prepare)
+        self._pool.submit(self._buffers.stock, slabs(self._threads, self._coalesce_bytes_max, decodes=decodes))
 
     def read_ahead(self, located: Sequence[Located], *, keep: bool) -> Iterator[Outcome]:
         """The blocks in order, later ones being read while the consumer works on earlier ones.
@@ -83,7 +87,8 @@ class Prefetcher:
         habits = located[0].tier.habits
         batches = coalesce([located[i] for i in order], self._coalesce_bytes_max, habits.first_bytes)
         in_order = all(map(eq, order, count()))
-        held = self._threads + 1 if in_order and not keep else len(batches)
+        decoders = self._threads + any(b.is_encoded for b in located)  # the consumer too, where there is such work
+        held = decoders + 1 if in_order and not keep else len(batches)
         at_once = 1 if habits.one_at_a_time else self._coalesce_bytes_max
         bounds = Bounds(held, self._bytes_max, at_once, _FIRST_READS * habits.first_bytes)
         memory = None if keep else self._slab if in_order else partial(self._buffers.take, is_brief=True)
@@ -94,10 +99,10 @@ class Prefetcher:
         """Memory for a batch that passes through: of one size for all, so that any serves the next one."""
         return self._buffers.take(max(nbytes, _slab_bytes(self._coalesce_bytes_max)), is_brief=True)[:nbytes]
 
-    def _check(self, raw: Raw, keep: bool, prefetched: bool = False) -> list[Outcome]:
-        outcomes = self._reader.blocks(raw)
+    def _check(self, raw: Raw, some: slice, keep: bool, prefetched: bool = False) -> list[Outcome]:
+        outcomes = self._reader.blocks(raw, some)
         if keep:
-            for located, outcome in zip(raw.batch, outcomes, strict=True):
+            for located, outcome in zip(raw.batch[some], outcomes, strict=True):
                 if isinstance(outcome, RamBlock):
                     self._deliver(located, outcome, prefetched)
         return outcomes
@@ -197,7 +202,7 @@ class Prefetcher:
 
     def _bring(self, batch: Batch, future: Future[None]) -> None:
         try:
-            self._check(self._reader.fetch(batch), keep=True, prefetched=True)
+            self._check(self._reader.fetch(batch), slice(None), keep=True, prefetched=True)
         finally:
             with self._lock:
                 self._flying_bytes -= size_of(batch)

@@ -49,19 +49,22 @@ def follows(before: Located, block: Located) -> bool:
 def coalesce(located: Sequence[Located], bytes_max: int, first_bytes_max: int | None = None) -> list[Batch]:
     """Cut a sequence of blocks, in order, into runs that one read can bring.
 
-    Each block :func:`follows` the one before it, and a run reads at most ``bytes_max`` (or one block), gaps counted.
-    With ``first_bytes_max`` the first run is that short and each further one twice as long, so that a consumer has
-    something to work on while the next run is read.
+    Each block :func:`follows` the one before it, and a run reads at most ``bytes_max`` (or one block), gaps counted,
+    and decodes to no more. With ``first_bytes_max`` the first run is that short and each further one twice as long, so
+    that a consumer has something to work on while the next run is read.
     """
     batches: list[Batch] = []
     limit = min(bytes_max, first_bytes_max or bytes_max)
+    decoded = 0
     for block in located:
-        if batches and follows(batches[-1][-1], block) and _span(batches[-1][0], block) <= limit:
+        decoded += block.entry.nbytes
+        if batches and follows(batches[-1][-1], block) and max(_span(batches[-1][0], block), decoded) <= limit:
             batches[-1].append(block)
         else:
             if batches:
                 limit = min(bytes_max, 2 * limit)
             batches.append([block])
+            decoded = block.entry.nbytes
     return batches
 
 

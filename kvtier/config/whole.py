@@ -71,6 +71,11 @@ class Config(Section):
             return tiers
         return tuple(t.model_copy(update={"path": Path(os.path.abspath(store.path / t.path))}) for t in tiers)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether a disk tier encodes what it stores."""
+        return any(t.codec != "none" for t in self.tier)
+
     @model_validator(mode="after")
     def _check_between_sections(self) -> Config:
         if problems := [*problems_between(self)]:

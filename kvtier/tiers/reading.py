@@ -9,6 +9,7 @@ Threads: all of it may be called from any thread.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from kvtier.clock import StoreTime
 from kvtier.events import Signals
 from kvtier.index.lmdb_index import LmdbIndex, View
 from kvtier.index.schema import BlockEntry, ContentEntry
-from kvtier.segment.format import FormatError, RecordHead
+from kvtier.segment.format import FormatError, RecordHead, align_up
 from kvtier.segment.reader import Extent, Fetched
 from kvtier.tiers.disk import DiskTier
 from kvtier.tiers.drafts import plain_codec
@@ -57,17 +58,25 @@ class Located(NamedTuple):
     def place(self) -> tuple[int, int, int]:
         return self.tier.tier_no, self.content.segment_no, self.content.offset
 
-
-class Raw(NamedTuple):
-    """Blocks as they were read, unchecked; or why they were not."""
-
-    batch: Sequence[Located]
-    stored: list[memoryview]
-    fetched: Fetched | OSError | FormatError
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the stored bytes are only decoded from; others become the block's own."""
+        return plain_codec(self.content.codec) != codec.NONE
 
 
 #: Gives so many bytes of memory.
 Memory = Callable[[int], memoryview]
+
+
+class Raw(NamedTuple):
+    """Blocks as they were read, unchecked; or why they were not. ``memory`` is for what they decode to."""
+
+    batch: Sequence[Located]
+    stored: list[memoryview]
+    fetched: Fetched | OSError | FormatError
+    memory: Memory | None = None
+
+
 #: Told of damage: the block, and the reason. Must not block.
 DamageListener = Callable[[Located, str], None]
 
@@ -83,9 +92,12 @@ class DiskReader:
         on_damage: DamageListener,
         passing: StoreTime,
         memory: Memory,
+        brief_memory: Memory,
     ) -> None:
-        """``passing``: the time by which blocks expire. ``memory``: where blocks go that a reader keeps."""
+        """``passing``: the time by which blocks expire. ``memory``: where blocks go that a reader keeps; stored bytes
+        that are only decoded from go to ``brief_memory``."""
         self._memory = memory
+        self._brief_memory = brief_memory
         self._time = passing
         self._index = index
         self._tiers = {t.tier_no: t for t in tiers}
@@ -143,43 +155,48 @@ class DiskReader:
     def fetch(self, batch: Sequence[Located], memory: Memory | None = None) -> Raw:
         """Read blocks that stand in one segment, in offset order, with one read call; :meth:`blocks` checks them.
 
-        ``memory`` gives the bytes for all of them, which then stay as they lie on disk; else each gets its own.
+        ``memory`` gives the bytes for all of them, which then stay as they lie on disk, and once more for what they
+        decode to; without it each block gets its own.
         """
         tier, extents = batch[0].tier, [b.extent for b in batch]
+        span_memory = self._brief_memory if memory is None and all(b.is_encoded for b in batch) else memory
         try:
             for block in batch:
                 block.tier.check_lengths(block.extent, block.entry.nbytes)
-            if memory is not None:
-                fetched, stored = tier.fetch_span(extents, memory)
+            if span_memory is not None:
+                fetched, stored = tier.fetch_span(extents, span_memory)
             else:
-                stored = [self._memory(extent.stored_len) for extent in extents]
+                stored = [self._memory_for(block) for block in batch]
                 fetched = tier.fetch([(extent, [s]) for extent, s in zip(extents, stored, strict=True)])
         except (OSError, FormatError) as e:
             return Raw(batch, [], e)
-        return Raw(batch, stored, fetched)
+        return Raw(batch, stored, fetched, memory and _shared(memory, batch))
 
-    def blocks(self, raw: Raw) -> list[RamBlock | MissReason]:
-        """What was read, checked and decoded; what does not pass is looked up again."""
-        batch, stored, fetched = raw
+    def blocks(self, raw: Raw, some: slice = slice(None)) -> list[RamBlock | MissReason]:
+        """What was read, checked and decoded; what does not pass is looked up again. ``some``: of the batch, so that
+        several threads can share one."""
+        batch, fetched = raw.batch[some], raw.fetched
         if isinstance(fetched, Exception):
-            if len(batch) > 1:  # one bad sector must not cost its neighbours
+            if len(raw.batch) > 1:  # one bad sector must not cost its neighbours
                 return [self.read_one(b) for b in batch]
-            return [self._block(batch[0], _NOTHING, fetched, _TRIES)]
-        heads = batch[0].tier.check(fetched)
-        return [self._block(b, s, h, _TRIES) for b, s, h in zip(batch, stored, heads, strict=True)]
+            return [self._block(b, _NOTHING, fetched, _TRIES) for b in batch]
+        heads = raw.batch[0].tier.check(Fetched(fetched.wanted[some], fetched.heads[some], fetched.end))
+        memory = raw.memory
+        return [self._block(b, s, h, _TRIES, memory) for b, s, h in zip(batch, raw.stored[some], heads, strict=True)]
 
     def read_one(self, located: Located, tries: int = _TRIES) -> RamBlock | MissReason:
         """Read one block."""
         try:
+            located.tier.check_lengths(located.extent, located.entry.nbytes)
             stored = self._memory_for(located)
         except (OSError, FormatError) as e:
             return self._block(located, _NOTHING, e, tries)
         return self._block(located, stored, self._try(located, [stored]), tries)
 
     def _memory_for(self, located: Located) -> memoryview:
-        """For a block as it is stored. Raises :class:`FormatError`, or :class:`OSError`, if there can be none."""
-        located.tier.check_lengths(located.extent, located.entry.nbytes)
-        return self._memory(located.content.stored_len)
+        """For a block as it is stored."""
+        memory = self._brief_memory if located.is_encoded else self._memory
+        return memory(located.content.stored_len)
 
     def read_into(self, located: Located, targets: Sequence[memoryview]) -> tuple[Located, bytes] | MissReason:
         """Read a block into the caller's views, whose sizes sum to the block's; the block as it was read, and its
@@ -211,12 +228,11 @@ class DiskReader:
         """Fill the targets with a block's bytes. Raises one of the ``_DOUBTS``, or :class:`KeyMissing`."""
         located.tier.check_lengths(located.extent, located.entry.nbytes)
         raw = located.content.codec == codec.NONE and not located.tier.vault.flag
-        stored = list(targets) if raw else [self._memory(located.content.stored_len)]
+        stored = list(targets) if raw else [self._brief_memory(located.content.stored_len)]
         head = self._try(located, stored)
         if not isinstance(head, RecordHead):
             raise head
-        if raw and head.codec != codec.NONE:
-            raise FormatError("the record has another codec")
+        _check_codec(located, head)
         if not raw:
             encoded = located.tier.decrypt(head, located.extent, stored[0])
             codec.decode_into(plain_codec(head.codec), encoded, targets)
@@ -228,12 +244,17 @@ class DiskReader:
             return e
 
     def _block(
-        self, located: Located, stored: memoryview, head: RecordHead | FormatError | OSError, tries: int
+        self,
+        located: Located,
+        stored: memoryview,
+        head: RecordHead | FormatError | OSError,
+        tries: int,
+        memory: Memory | None = None,
     ) -> RamBlock | MissReason:
         problem: Exception | None = None if isinstance(head, RecordHead) else head
         if isinstance(head, RecordHead):
             try:
-                block = self._decoded(located, head, stored)
+                block = self._decoded(located, head, stored, memory or self._memory)
             except KeyMissing:
                 return self._no_key()
             except _DOUBTS as e:
@@ -247,12 +268,13 @@ class DiskReader:
             return again
         return self.read_one(again, tries - 1) if tries > 1 else MissReason.ABSENT
 
-    def _decoded(self, located: Located, head: RecordHead, stored: memoryview) -> RamBlock:
+    def _decoded(self, located: Located, head: RecordHead, stored: memoryview, memory: Memory) -> RamBlock:
         """Raises one of the ``_DOUBTS``, or :class:`KeyMissing`."""
+        _check_codec(located, head)
         meta = located.tier.vault.decrypt_meta(located.entry)
         value = located.tier.decrypt(head, located.extent, stored)
         if (codec_id := plain_codec(head.codec)) != codec.NONE:
-            encoded, value = value, self._memory(located.entry.nbytes)
+            encoded, value = value, memory(located.entry.nbytes)
             codec.decode_into(codec_id, encoded, [value])
         if value.nbytes != located.entry.nbytes:
             raise codec.CodecError("the content has another length than the block")
@@ -286,3 +308,24 @@ class DiskReader:
 
     def _count(self, located: Located) -> None:
         self._signals.count(f"bytes_read:{located.tier.name}", located.content.head_len + located.content.stored_len)
+
+
+def _check_codec(located: Located, head: RecordHead) -> None:
+    if head.codec != located.content.codec:
+        raise FormatError("the record has another codec")
+
+
+def _shared(memory: Memory, batch: Sequence[Located]) -> Memory:
+    """Gives each block of a batch that has to be decoded its part of one piece of ``memory``, taken with the first."""
+    lock = threading.Lock()
+    left = _NOTHING
+
+    def part(nbytes: int) -> memoryview:
+        nonlocal left
+        with lock:
+            if left.nbytes < nbytes:
+                left = memory(sum(align_up(b.entry.nbytes) for b in batch if b.is_encoded))
+            mine, left = left[:nbytes], left[align_up(nbytes) :]
+            return mine
+
+    return part

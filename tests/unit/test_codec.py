@@ -126,7 +126,7 @@ def test_cut_or_lengthened_bytes_are_refused_and_targets_left_alone(name: str) -
     codec_id, stored = stored_bytes(name, VALUE)
     frame = zstandard.ZstdCompressor().compress(b"x")
     wrong = [stored[:n] for n in (0, 1, 5, len(stored) // 2, len(stored) - 1)]
-    wrong += [stored + b"\0", stored + frame, b"\0" + stored, frame + stored]
+    wrong += [stored + b"\0", stored + b"\x28", stored + frame, b"\0" + stored, frame + stored]
     for bad in wrong:
         target = bytearray(b"?" * len(VALUE))
         with pytest.raises(CodecError):
@@ -142,6 +142,53 @@ def test_unknown_codecs_are_refused(codec_id: int) -> None:
         codec_name(codec_id)
     with pytest.raises(CodecError, match="unknown codec 'lz4'"):
         encode("lz4", [memoryview(b"abc")])
+
+
+@pytest.mark.parametrize("name", ["zstd", "zstd-planes"])
+def test_into_one_target_nothing_is_allocated(name: str) -> None:
+    value = half_floats(3000) * 400
+    codec_id, stored = stored_bytes(name, value)
+    assert codec_id == CODEC_IDS[name]
+    target = memoryview(bytearray(len(value)))
+    decode_into(codec_id, memoryview(stored), [target])  # a thread's contexts are made once
+    tracemalloc.start()
+    try:
+        decode_into(codec_id, memoryview(stored), [target])
+        assert tracemalloc.get_traced_memory()[1] < len(value) // 8
+    finally:
+        tracemalloc.stop()
+    assert target == value
+
+
+def frame_of(*blocks: tuple[int, bytes], size: int, last: int = -1) -> bytes:
+    """A frame of blocks that are not compressed, each with its kind; the one at ``last`` says that it is the last."""
+    header = b"\x28\xb5\x2f\xfd" + bytes([0xA0]) + struct.pack("<I", size)  # one segment, its size in 4 bytes
+    body = b""
+    for number, (kind, content) in enumerate(blocks):
+        length = size if kind == 1 else len(content)
+        body += (length << 3 | kind << 1 | (number == last % len(blocks))).to_bytes(3, "little") + content
+    return header + body
+
+
+def test_frames_of_other_writers_are_read() -> None:
+    for blocks in ([(0, b"abc"), (0, b"defg")], [(0, b"abcdefg"), (0, b"")]):
+        assert decoded(ZSTD, frame_of(*blocks, size=7), 7) == b"abcdefg"
+    assert decoded(ZSTD, frame_of((1, b"x"), size=7), 7) == b"x" * 7
+
+
+def test_frames_that_lie_about_their_end_are_refused() -> None:
+    checked = zstandard.ZstdCompressor(write_checksum=True).compress(b"ab" * 500)
+    for bad, size in [
+        (frame_of((0, b"abc"), (0, b"defg"), size=7, last=0), 7),
+        (frame_of((0, b"abc"), (0, b"defg"), size=6), 6),
+        (frame_of((0, b"abc"), (0, b"defg"), size=8), 8),
+        (frame_of((3, b"abcdefg"), size=7), 7),
+        (frame_of((0, b"abcdefg"), size=7)[:-8], 7),
+        (frame_of((0, b"abcdefg"), size=7)[:-10] + b"\0\0\0", 7),
+        (checked, 1000),
+    ]:
+        with pytest.raises(CodecError):
+            decoded(ZSTD, bad, size)
 
 
 def test_a_bomb_is_refused_before_memory_is_taken() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -9,9 +10,10 @@ from typing import Any, cast
 import pytest
 
 from kvtier import StoreClosed
-from kvtier.background.read_ahead import Bounds, Outcome, ReadAhead
+from kvtier.background.read_ahead import _PIECE_BYTES, Bounds, Outcome, ReadAhead
 from kvtier.background.read_order import Batch
 from kvtier.blocks import MissReason
+from kvtier.tiers.ram import RamBlock
 from kvtier.tiers.reading import Located, Raw
 from tests.unit.test_prefetcher import HEAD, row
 
@@ -22,6 +24,7 @@ class Pool:
     def __init__(self) -> None:
         self.waiting: list[Callable[[], None]] = []
         self.reads: list[int] = []
+        self.checked: list[int] = []
         self.closed = False
         self.waiting_at_check = 0
 
@@ -34,9 +37,10 @@ class Pool:
         self.reads += [located.wanted.block_id for located in batch]
         return Raw(batch, [], OSError())
 
-    def check(self, raw: Raw) -> list[Outcome]:
+    def check(self, raw: Raw, some: slice) -> list[Outcome]:
         self.waiting_at_check = len(self.waiting)
-        return [MissReason.ABSENT for _ in raw.batch]
+        self.checked += [located.wanted.block_id for located in raw.batch[some]]
+        return [MissReason.ABSENT for _ in raw.batch[some]]
 
     def run(self) -> None:
         self.waiting.pop(0)()
@@ -116,3 +120,135 @@ def test_a_read_that_raises_is_the_consumers_to_see() -> None:
     pool.run()
     with pytest.raises(TypeError):
         next(outcomes)
+
+
+# -- blocks that have to be decoded ------------------------------------------------------------------
+
+SIZE = _PIECE_BYTES
+
+
+def encoded(count: int, size: int = SIZE) -> list[Located]:
+    return [b._replace(content=b.content._replace(codec=2)) for b in row(count, size)]
+
+
+def whole(pool: Pool, *batches: Batch) -> ReadAhead:
+    return ReadAhead(batches, pool.fetch, pool.check, pool.submit, Bounds(9, 1 << 40, 1))
+
+
+def test_the_next_read_comes_before_what_is_to_be_decoded() -> None:
+    pool = Pool()
+    blocks = encoded(6)
+    ahead = whole(pool, blocks[:3], blocks[3:])
+    ahead._launch()
+    pool.run()
+    assert (pool.reads, pool.checked, len(pool.waiting)) == ([1, 2, 3], [], 1 + 3)
+    pool.run()
+    assert (pool.reads, pool.checked) == ([1, 2, 3, 4, 5, 6], [])
+
+
+def test_a_consumer_decodes_rather_than_wait() -> None:
+    pool = Pool()
+    ahead = whole(pool, encoded(3))
+    outcomes = ahead.outcomes()
+    ahead._launch()
+    pool.run()
+    for checked in ([1], [1, 2], [1, 2, 3]):
+        assert next(outcomes) is MissReason.ABSENT
+        assert pool.checked == checked
+    while pool.waiting:
+        pool.run()
+    assert pool.checked == [1, 2, 3], "nothing is left to do"
+
+
+def test_a_consumer_that_waits_takes_what_comes_meanwhile() -> None:
+    """Its own piece is held up by another thread until the consumer has decoded the one after it."""
+    pool = Pool()
+    first_begun, second_done = threading.Event(), threading.Event()
+    threads_of: dict[int, int] = {}
+
+    def check(raw: Raw, some: slice) -> list[Outcome]:
+        (block,) = raw.batch[some]
+        threads_of[block.wanted.block_id] = threading.get_ident()
+        if block.wanted.block_id == 1:
+            first_begun.set()
+            assert second_done.wait(60)
+        else:
+            second_done.set()
+        return [MissReason.ABSENT]
+
+    ahead = ReadAhead([encoded(2)], pool.fetch, check, pool.submit, Bounds(9, 1 << 40, 1))
+    ahead._launch()
+    pool.run()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(pool.run)
+        assert first_begun.wait(60)
+        assert list(ahead.outcomes()) == [MissReason.ABSENT] * 2
+    assert threads_of[2] == threading.get_ident() != threads_of[1]
+
+
+def test_small_blocks_are_decoded_together() -> None:
+    pool = Pool()
+    pieces: list[int] = []
+
+    def check(raw: Raw, some: slice) -> list[Outcome]:
+        pieces.append(len(raw.batch[some]))
+        return pool.check(raw, some)
+
+    ahead = ReadAhead([encoded(10, SIZE // 4)], pool.fetch, check, pool.submit, Bounds(9, 1 << 40, 1))
+    ahead._launch()
+    pool.run()
+    assert list(ahead.outcomes()) == [MissReason.ABSENT] * 10
+    assert pieces == [4, 4, 2]
+
+
+def test_the_consumers_order_is_kept_over_pieces() -> None:
+    def check(raw: Raw, some: slice) -> list[Outcome]:
+        return [RamBlock(b"", b.wanted.key, 0, b"", ()) for b in raw.batch[some]]
+
+    with ThreadPoolExecutor(3) as threads:
+        order = [5, 0, 4, 1, 3, 2]
+        blocks = encoded(6)
+        batches = [blocks[:4], blocks[4:]]
+        ahead = ReadAhead(batches, Pool().fetch, check, threads.submit, Bounds(9, 1 << 40, 1 << 40), order)
+        keys = [block.key for block in ahead.outcomes() if isinstance(block, RamBlock)]
+    assert keys == [b"%d" % (order.index(i) + 1) for i in range(6)]
+
+
+def test_what_was_read_is_let_go_once_all_of_it_is_decoded() -> None:
+    pool = Pool()
+    ahead = whole(pool, encoded(2))
+    ahead._launch()
+    pool.run()
+    (job,) = ahead._jobs
+    pool.run()
+    assert job.raw is not None
+    pool.run()
+    assert job.raw is None
+
+
+def test_a_check_that_raises_is_the_consumers_to_see_and_no_other_piece_suffers() -> None:
+    pool = Pool()
+
+    def check(raw: Raw, some: slice) -> list[Outcome]:
+        if some.start == 1:
+            raise ZeroDivisionError
+        return pool.check(raw, some)
+
+    ahead = ReadAhead([encoded(3)], pool.fetch, check, pool.submit, Bounds(9, 1 << 40, 1))
+    ahead._launch()
+    while pool.waiting:
+        pool.run()
+    assert pool.checked == [1, 3]
+    outcomes = ahead.outcomes()
+    assert next(outcomes) is MissReason.ABSENT
+    with pytest.raises(ZeroDivisionError):
+        next(outcomes)
+
+
+def test_what_was_read_as_the_pool_closed_is_decoded() -> None:
+    pool = Pool()
+    ahead = whole(pool, encoded(2))
+    ahead._launch()
+    pool.closed = True
+    pool.run()
+    assert pool.checked == [1, 2]

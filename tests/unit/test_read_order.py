@@ -53,3 +53,9 @@ def test_memory_for_the_gaps_counts() -> None:
 def test_every_block_is_read_once(places: list[int], window_bytes: int) -> None:
     blocks = at(places)
     assert sorted(reading_order(blocks, window_bytes)) == list(range(len(blocks)))
+
+
+def test_a_run_decodes_to_no_more_than_it_may_read() -> None:
+    small = [b._replace(entry=b.entry._replace(lengths=(5 * SIZE,))) for b in at([0, 1, 2, 3, 4])]
+    assert [len(batch) for batch in coalesce(small, 10 * SIZE)] == [2, 2, 1]
+    assert [len(batch) for batch in coalesce(small, SIZE)] == [1] * 5
