@@ -214,6 +214,8 @@ class Front:
     ) -> None:
         """Cache a block that was read from disk, unless memory or the index knows something newer, or all was
         forgotten ``since``, which is what :attr:`forgotten` was."""
+        if block.nbytes + OVERHEAD_BYTES > self.ram.cap:
+            return  # and the index need not be asked
         with self._locked():
             is_new = self.queue.find(block_id) is None and self.ram.peek(block_id) is None
             may_displace = not self.ram.unwritten or self.queue.has_room(block.nbytes)

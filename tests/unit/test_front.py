@@ -87,6 +87,21 @@ def test_a_chain_used_at_once_goes_from_its_end() -> None:
     assert f.ram_hits == 3
 
 
+def test_what_no_disk_tier_took_in_is_queued_as_soon_as_it_is_used_again() -> None:
+    f = Front(RamTier(1 << 20, LeafLru()), 1 << 20, 1, StoreTime(SystemClock()), lambda block_id, cost: True)
+    woken: list[bool] = []
+    f.wake = lambda: woken.append(True)
+    for find in (lambda: f.find(W), lambda: f.find_many([W], use=True)):
+        put(f, 1, block())
+        f.finish(f.next_group(), None, refused=[1])
+        assert f.find(W, use=False) is not None
+        assert (len(f.queue), woken) == (0, [])
+        find()
+        assert (len(f.queue), woken) == (1, [True])
+        f.finish(f.next_group(), None)
+        woken.clear()
+
+
 def test_what_is_in_ram_is_found_while_another_thread_has_the_lock() -> None:
     class Slow(LeafLru):
         """Of which a thread comes back only when told to."""
