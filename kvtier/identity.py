@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import blake3
@@ -55,9 +56,14 @@ class Identity:
 
     def block_id(self, namespace: bytes, key: bytes) -> int:
         """64 bits that name a block in the index and to policies; the full key is confirmed at every use."""
-        named = bytes((len(namespace),)) + namespace + key
-        h = hashlib.blake2b(named, digest_size=8, key=self.secret, person=b"kvtier block")
+        h = self._block_hasher.copy()
+        h.update(bytes((len(namespace),)) + namespace + key)
         return int.from_bytes(h.digest(), "big") or 1
+
+    @cached_property
+    def _block_hasher(self) -> hashlib.blake2b:
+        """Keyed, and fed with nothing."""
+        return hashlib.blake2b(digest_size=8, key=self.secret, person=b"kvtier block")
 
     def content_hasher(self, namespace: bytes) -> blake3.blake3:
         """A keyed BLAKE3 for the contents of one namespace; its first 16 bytes are the content id."""

@@ -69,7 +69,7 @@ class Reads:
         back = self._back
         coming = back.prefetching.coming(w.block_id for w in wanted) if back is not None else set()  # may be there now
         found = self._front.find_many(wanted, use=True)
-        if back is None:
+        if back is None or None not in found:
             yield from (self._in_memory(w, f) for w, f in zip(wanted, found, strict=True))
             return
         missing = [w for w, f in zip(wanted, found, strict=True) if f is None]

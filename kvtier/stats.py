@@ -163,6 +163,7 @@ class StoreStats:
 
 def stats_of(front: Front, ladder: Ladder | None, signals: Signals, tally: Tally) -> StoreStats:
     """Gather the statistics of a store's halves."""
+    front.settle()
     counts = signals.counts()
     tiers = tuple(_tier_stats(t, ladder, counts) for t in ladder.tiers) if ladder else ()
     return StoreStats(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -65,6 +66,65 @@ def test_looking_is_no_use() -> None:
     put(f, 1, block())
     assert f.find(W, use=False) is not None
     assert (f.ram_hits, f.queue_hits) == (0, 0)
+
+
+def test_what_was_used_stays_longer_however_many_uses_wait_to_be_noted() -> None:
+    f = front(ram=3 * (1 + OVERHEAD_BYTES))
+    for block_id in (1, 2, 3):
+        put(f, block_id, block())
+    f.find(W)
+    put(f, 4, block())
+    assert [f.ram.peek(block_id) is not None for block_id in (1, 2, 3, 4)] == [True, False, True, True]
+
+
+def test_a_chain_used_at_once_goes_from_its_end() -> None:
+    f = front(ram=3 * (1 + OVERHEAD_BYTES))
+    for block_id in (3, 2, 1):  # no parents: only the order counts
+        put(f, block_id, block())
+    assert None not in f.find_many([W._replace(block_id=block_id) for block_id in (1, 2, 3)], use=True)
+    put(f, 4, block())
+    assert f.ram.peek(3) is None
+    assert f.ram_hits == 3
+
+
+def test_what_no_disk_tier_took_in_is_queued_as_soon_as_it_is_used_again() -> None:
+    f = Front(RamTier(1 << 20, LeafLru()), 1 << 20, 1, StoreTime(SystemClock()), lambda block_id, cost: True)
+    woken: list[bool] = []
+    f.wake = lambda: woken.append(True)
+    for find in (lambda: f.find(W), lambda: f.find_many([W], use=True)):
+        put(f, 1, block())
+        f.finish(f.next_group(), None, refused=[1])
+        assert f.find(W, use=False) is not None
+        assert (len(f.queue), woken) == (0, [])
+        find()
+        assert (len(f.queue), woken) == (1, [True])
+        f.finish(f.next_group(), None)
+        woken.clear()
+
+
+def test_what_is_in_ram_is_found_while_another_thread_has_the_lock() -> None:
+    class Slow(LeafLru):
+        """Of which a thread comes back only when told to."""
+
+        def add(self, block: int, parent: int, clock: int, nbytes: int) -> None:
+            if block == 2:
+                inside.set()
+                assert go_on.wait(60)
+            super().add(block, parent, clock, nbytes)
+
+    inside, go_on = threading.Event(), threading.Event()
+    f = Front(RamTier(1 << 20, Slow()), 1 << 20, 1, StoreTime(SystemClock()))
+    put(f, 1, block())
+    with ThreadPoolExecutor(3) as threads:
+        try:
+            putting = threads.submit(put, f, 2, block())
+            assert inside.wait(60)
+            assert threads.submit(seen, f).result(60) == (b"x", "ram")
+            assert None not in threads.submit(f.find_many, [W, W], use=True).result(60)
+        finally:
+            go_on.set()
+        assert putting.result(60) is PutOutcome.QUEUED
+    assert f.ram_hits == 3
 
 
 def test_a_deletion_hides_the_block_until_it_is_durable() -> None:
