@@ -8,6 +8,7 @@ and knows after a restart what it has, so LMCache is given no capacity to evict 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -43,11 +44,12 @@ _Result = TypeVar("_Result")
 class Options:
     """The ``adapter_params``. ``config``: what :meth:`kvtier.Store.open` takes (a ``.toml`` file or a folder), or a
     configuration as a table. ``durable``: whether a store is done when it is on disk, not when it is queued for it.
-    ``load_threads``: how many objects are read at once. ``key_file``: the key of an encrypted store."""
+    ``load_threads``: how many threads share a load, each a contiguous part of its objects. ``key_file``: the key of an
+    encrypted store."""
 
     config: str | Mapping[str, Any]
     durable: bool = False
-    load_threads: int = 4
+    load_threads: int = min(4, os.cpu_count() or 1)
     key_file: str | None = None
 
     @classmethod
@@ -226,8 +228,9 @@ class KvtierL2Adapter(L2AdapterInterface):  # type: ignore[misc]
 
     def _run_load(self, task: int, load: _Load, part: range) -> None:
         try:
-            for at in part:
-                load.loaded[at] = self._objects.load(self._name(load.keys[at]), load.objects[at].byte_array)
+            names = [self._name(load.keys[at]) for at in part]
+            into = [load.objects[at].byte_array for at in part]
+            load.loaded[part.start : part.stop] = self._objects.load(names, into)
         except Exception:
             logger.exception("kvtier: objects were not loaded")
         if load.is_last():
