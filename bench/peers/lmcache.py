@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from bench.measure import spread
 from bench.peers.fleet import Left
-from bench.peers.peer import Survives, sync_files
+from bench.peers.peer import Survives, read_files, sync_files
 from bench.peers.registry import Kind
 from kvtier_adapters.llama_cpp.demo import page_cache
 
@@ -96,6 +96,7 @@ def _sample(spec: Spec, keys: int, block_bytes: int, samples: Mapping[str, list[
         folder = Path(scratch) / "blocks"
         samples["store"].append(_run(spec(folder), "store", keys, block_bytes))
         sync_files(folder)
+        read_files(folder)
         samples["warm"].append(_run(spec(folder), "load", keys, block_bytes))
         means.add(page_cache.drop([folder]))
         samples["cold"].append(_run(spec(folder), "load", keys, block_bytes))

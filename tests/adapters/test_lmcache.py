@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pkgutil
 import select
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from bench.peers.lmcache_left_out import LEFT_OUT
 from kvtier import ConfigError, LimitError, PutOutcome, StoreLocked
 from tests.stores import KIB, MIB
 
@@ -26,6 +28,7 @@ with warnings.catch_warnings():
     pytest.importorskip("lmcache", reason="LMCache is not installed here: `make lmcache` has it in its own environment")
     import torch
     from lmcache.cli.commands.bench.l2_adapter_bench import data
+    from lmcache.v1.distributed import l2_adapters
     from lmcache.v1.distributed.api import GroupedObjectKeys, MemoryLayoutDesc, ObjectKey
     from lmcache.v1.distributed.config import parse_args
     from lmcache.v1.distributed.internal_api import L2AdapterListener
@@ -517,6 +520,12 @@ def until(ready: Callable[[], Any]) -> Any:
             return result
         pause.wait(0.01)
     raise AssertionError("not ready")
+
+
+def test_every_other_adapter_is_measured_beside_it_or_left_out_for_a_reason() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(l2_adapters.__path__)}
+    there = {name.removesuffix("_l2_adapter") for name in modules if name.endswith("_l2_adapter")}
+    assert there - {name for names in LEFT_OUT for name in names} == {"fs", "fs_native", "plugin"}
 
 
 def test_its_own_benchmark_runs_and_finds_every_byte(tmp_path: Path) -> None:
