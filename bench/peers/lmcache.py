@@ -31,8 +31,10 @@ Spec = Callable[[Path], dict[str, Any]]
 
 
 def _plugin(folder: Path, **more: object) -> dict[str, Any]:
+    """As docs/lmcache.md configures it."""
     tier = {"name": "disk", "kind": "ssd", "bytes_max": "16GiB"}
-    config = {"store": {"path": str(folder)}, "ram": {"bytes_max": 0}, "tier": [tier]}
+    ahead = {"threads": 1, "coalesce_bytes_max": "64KiB"}
+    config = {"store": {"path": str(folder)}, "ram": {"bytes_max": 0}, "prefetch": ahead, "tier": [tier]}
     name = {"module_path": "kvtier_adapters.lmcache", "class_name": "KvtierL2Adapter"}
     return {"type": "plugin", **name, "adapter_params": {"config": config, **more}}
 

@@ -206,6 +206,17 @@ def test_every_field_of_a_key_counts(adapter: Any, change: dict[str, Any]) -> No
 # -- what goes wrong is a miss -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("count", "load_threads"), [(1, 4), (2, 4), (7, 1), (7, 2), (33, 2), (33, 4)])
+def test_threads_share_a_load_to_its_last_object(opened: Callable[..., Any], count: int, load_threads: int) -> None:
+    adapter = opened(load_threads=load_threads)
+    keys = [replace(KEY, kv_rank=rank) for rank in range(count)]
+    stored = memory(count)
+    store(adapter, keys, stored)
+    into = memory(count, first=100)
+    assert load(adapter, keys, into) == [True] * count
+    assert contents(into) == contents(stored)
+
+
 def test_what_is_not_there_is_a_miss_among_hits(adapter: Any) -> None:
     keys = data.make_object_keys(7)
     store(adapter, keys[1::2], memory(3))
