@@ -41,7 +41,8 @@ class Batched(Opened):
         self._check_open()
         if len(keys) != len(buffers):
             raise LimitError(f"get_many_into got {len(keys)} keys and buffers for {len(buffers)} blocks")
-        return self._reads.get_into([self._wanted(k, namespace) for k in keys], [self._targets(b) for b in buffers])
+        targets = [self._targets(b) for b in buffers]
+        return self._reads.get_many_into([self._wanted(k, namespace) for k in keys], targets)
 
     def _targets(self, buffers: Buffer | Sequence[Buffer]) -> Sequence[memoryview]:
         targets = byte_views(buffers, self.config.store.value_bytes_max)

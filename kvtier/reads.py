@@ -40,7 +40,15 @@ class Reads:
             return self._miss(wanted, located)
         return self._on_disk(located, self._back.read(located))
 
-    def get_into(self, wanted: Sequence[Wanted], targets: Sequence[Sequence[memoryview]]) -> list[HitInto | Miss]:
+    def get_into(self, wanted: Wanted, targets: Sequence[memoryview]) -> HitInto | Miss:
+        """Raises :class:`kvtier.LimitError` if ``targets`` are not of the block's size together."""
+        found = self._front.find(wanted)
+        if found is not None:
+            return self._copied(wanted, found, targets)
+        ((_, outcome),) = self._get_into_from_disk([0], [wanted], [targets])
+        return outcome
+
+    def get_many_into(self, wanted: Sequence[Wanted], targets: Sequence[Sequence[memoryview]]) -> list[HitInto | Miss]:
         """Raises :class:`kvtier.LimitError` if the targets of a block are not of its size together: then, as after a
         miss, what is in any of them is undefined."""
         found = self._front.find_many(wanted, use=True)

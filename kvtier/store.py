@@ -329,7 +329,7 @@ class Store(Advised, Batched):
         :class:`Miss` their contents are undefined. Raises :class:`kvtier.LimitError` if the sizes differ.
         """
         self._check_open()
-        return self._reads.get_into([self._wanted(key, namespace)], [self._targets(buffers)])[0]
+        return self._reads.get_into(self._wanted(key, namespace), self._targets(buffers))
 
     def match(self, keys: Sequence[bytes], *, namespace: bytes = b"") -> int:
         """How many of ``keys``, from the first on without a gap, are present. Reads no payload."""
