@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.peers.compared import comparisons
+from bench.peers.lmcache_left_out import LEFT_OUT
 from bench.report_text import Lines, dropped, rate, spread, table
 
 _YES = {True: "yes", False: "no"}
@@ -16,11 +17,13 @@ def peers(figures: Mapping[str, Any]) -> Lines:
     yield (
         "*Acknowledged*: the call has returned, and a later column says what such a block survives. *Durable*: it "
         "survives a power loss. *Warm*: opened anew, its files in the page cache. "
-        f"*Cold*: the page cache dropped, {dropped(figures)}. The last rows are limits: no index, no checks."
+        f"*Cold*: the page cache dropped, {dropped(figures)}. *Again*: a second time by the process that has loaded "
+        "them, its files in the page cache, too; the last column says where a block is then. The last rows are limits: "
+        "no index, no checks."
     )
     yield ""
     yield from table(
-        ["", "store, acknowledged", "store, durable", "load, warm", "load, cold", "acknowledged survives", *_FACTS],
+        ["", *_MEASURED.values(), *_FACTS],
         [_row(row) for row in figures["rows"]],
     )
     lmcache = figures["lmcache"]
@@ -32,6 +35,9 @@ def peers(figures: Mapping[str, Any]) -> Lines:
             ["`--l2-adapter`", "store", "load, warm", "load, cold", "checked on read", "a store survives"],
             [_lmcache_row(row) for row in lmcache["rows"]],
         )
+    yield ""
+    reasons = [f"{', '.join(f'`{name}`' for name in names)} ({why})" for names, why in LEFT_OUT.items()]
+    yield f"LMCache's other adapters are left out: {'; '.join(reasons)}."
     yield ""
     yield (
         "kvtier's rate, divided by that of each peer. There is no goal where a peer's acknowledged block survives more "
@@ -47,16 +53,29 @@ def peers(figures: Mapping[str, Any]) -> Lines:
     )
 
 
-_FACTS = {"checked on read": "checks", "restarts": "restarts", "bounded": "bounded"}
+_MEASURED = {
+    "acknowledged": "store, acknowledged",
+    "durable": "store, durable",
+    "warm": "load, warm",
+    "cold": "load, cold",
+    "again": "load, again",
+}
+_FACTS = {
+    "acknowledged survives": "acknowledged",
+    "checked on read": "checks",
+    "restarts": "restarts",
+    "bounded": "bounded",
+    "again from": "keeps",
+}
 
 
 def _row(row: Mapping[str, Any]) -> list[str]:
     if row["facts"] is None:
-        return [row["name"], f"left out: {row['missing']}", *[""] * (4 + len(_FACTS))]
+        return [row["name"], f"left out: {row['missing']}", *[""] * (len(_MEASURED) - 1 + len(_FACTS))]
     name = row["name"] + (f" (then left out: {row['missing']})" if row["missing"] else "")
-    facts = [_YES[row["facts"][key]] for key in _FACTS.values()]
-    rates = [_rate(row[key]) for key in ("acknowledged", "durable", "warm", "cold")]
-    return [name, *rates, row["facts"]["acknowledged"], *facts]
+    facts = [row["facts"][key] for key in _FACTS.values()]
+    rates = [_rate(row[key]) for key in _MEASURED]
+    return [name, *rates, *(_YES[fact] if isinstance(fact, bool) else fact for fact in facts)]
 
 
 def _lmcache_row(row: Mapping[str, Any]) -> list[str]:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from bench import goals, plots, report_peers
 from bench.peers import fleet as fleets
 from bench.peers import lmcache
+from bench.peers import worker as workers
 from bench.peers.compared import comparisons
 from bench.peers.fleet import Child, Fleet, Left
-from bench.peers.peer import Peer
-from bench.peers.registry import ENTRIES, OURS
+from bench.peers.peer import Load, Peer, direct_flag, read_files, sync_files
+from bench.peers.registry import ENTRIES, OURS, OURS_GET
 from bench.peers.worker import Worker
 from tests.faults.needs import why_no_strace
 
@@ -54,8 +56,8 @@ def block(number: int) -> memoryview:
 
 def loaded(peer: Peer, key: bytes) -> bytes:
     into = memoryview(mmap.mmap(-1, NBYTES))
-    peer.load(key, into)
-    return bytes(into)
+    given = peer.load(key, into)
+    return bytes(into if given is None else given)
 
 
 def stored(peer: Peer, count: int = 3) -> dict[bytes, bytes]:
@@ -133,13 +135,65 @@ def test_the_facts_say_who_notices_a_flipped_bit(name: str, tmp_path: Path) -> N
     peer.close()
 
 
+@pytest.mark.parametrize("name", RESTARTING)
+def test_the_facts_say_from_where_a_block_is_loaded_again(name: str, tmp_path: Path) -> None:
+    """From its own memory it comes as it was, whatever has become of the file; from the disk it is read anew."""
+    peer = opened(name, tmp_path)
+    blocks = stored(peer)
+    if peer.facts.durable:
+        peer.sync()
+    peer.close()
+    sync_files(tmp_path)
+    read_files(tmp_path)
+    peer.open(tmp_path)
+    for key in blocks:
+        peer.bring(key, memoryview(mmap.mmap(-1, NBYTES)))
+    is_counted, before = is_on_a_disk(tmp_path), bytes_from_disk()
+    assert {key: loaded(peer, key) for key in blocks} == blocks
+    if is_counted:
+        came = bytes_from_disk() - before
+        assert came >= len(blocks) * NBYTES if peer.facts.keeps == "nothing" else came == 0
+    flip(tmp_path, blocks[b"0.1"][:64])
+    try:
+        is_as_it_was = loaded(peer, b"0.1") == blocks[b"0.1"]
+    except Exception:  # each has its own
+        is_as_it_was = False
+    assert is_as_it_was == (peer.facts.keeps == "its own memory")
+    peer.close()
+
+
+def bytes_from_disk() -> int:
+    """What this process has had read from a disk, as Linux counts it; 0 elsewhere."""
+    try:
+        lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes:"))
+
+
+def is_on_a_disk(folder: Path) -> bool:
+    """Whether a direct read there counts as one from a disk, as it does not in memory or on the network."""
+    before, block = bytes_from_disk(), mmap.mmap(-1, 4096)
+    (folder / "probe").write_bytes(bytes(4096))
+    try:
+        fd = os.open(folder / "probe", os.O_RDONLY | direct_flag())
+    except OSError:
+        return False
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        os.fsync(fd)
+        file.readinto(block)
+    (folder / "probe").unlink()
+    return bytes_from_disk() != before
+
+
 def flip(folder: Path, data: bytes) -> None:
     """A bit right behind the first place where these bytes are."""
     for file in sorted(f for f in folder.rglob("*") if f.is_file()):
-        raw = bytearray(file.read_bytes())
+        raw = file.read_bytes()
         if (at := raw.find(data)) >= 0:
-            raw[at + len(data)] ^= 1
-            file.write_bytes(raw)
+            with file.open("r+b") as opened:
+                opened.seek(at + len(data))
+                opened.write(bytes([raw[at + len(data)] ^ 1]))
             return
     raise AssertionError("not on disk")
 
@@ -220,11 +274,11 @@ def test_a_peer_is_measured_in_its_process(tmp_path: Path) -> None:
             seconds = fleet.store(name, 0)
             assert set(seconds) == ({"acknowledged", "durable"} if name == OURS else {"acknowledged"})
             assert all(s > 0 for s in seconds.values())
-            assert fleet.load(name, 0, cold=False)["page_cache"] is None
-        assert fleet.load(OURS, 0, cold=True)["page_cache"]
+            assert fleet.load(name, 0, "warm")["page_cache"] is None
+        assert fleet.load(OURS, 0, "cold")["page_cache"]
         assert fleet.children[OURS].facts == asdict(made(OURS).facts)
         with pytest.raises(Left, match="LookupError"):
-            fleet.load(OURS, 5, cold=False)
+            fleet.load(OURS, 5, "again")
         assert fleet.children[OURS].missing
         assert fleet.store("memcpy", 1)
 
@@ -280,7 +334,54 @@ def test_wrong_bytes_are_not_timed(tmp_path: Path) -> None:
     worker = Worker(Wrong(), tmp_path, 2, NBYTES)
     worker.store(0)
     with pytest.raises(RuntimeError, match="other bytes"):
-        worker.load(0, cold=False)
+        worker.load(0, "warm")
+
+
+@pytest.mark.parametrize("how", get_args(Load))
+def test_files_are_in_the_page_cache_but_for_a_cold_load(
+    how: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    class Recorded(type(made("a file per block"))):  # type: ignore[misc]
+        def open(self, folder: Path) -> None:
+            calls.append("open")
+            super().open(folder)
+
+        def load(self, key: bytes, into: memoryview) -> None:
+            calls.append("load")
+            super().load(key, into)
+
+    monkeypatch.setattr(workers, "read_files", lambda folder: calls.append("read"))
+    monkeypatch.setattr("bench.peers.worker.page_cache.drop", lambda folders: calls.append("drop"))
+    worker = Worker(Recorded(), tmp_path, 2, NBYTES)
+    worker.store(0)
+    calls.clear()
+    worker.load(0, how)
+    first = "drop" if how == "cold" else "read"
+    assert calls == [first, "open", *["load"] * (4 if how == "again" else 2)]
+
+
+def test_a_peer_may_give_the_memory_that_has_a_block(tmp_path: Path) -> None:
+    worker = Worker(made(OURS_GET), tmp_path, 2, NBYTES)
+    worker.store(0)
+    assert worker.load(0, "again")["s"] > 0
+    assert not worker._got.any(), "nothing was copied"
+
+
+def test_reading_files_reads_all_of_them(tmp_path: Path) -> None:
+    if why := why_no_strace():
+        pytest.skip(why)
+    (tmp_path / "in").mkdir()
+    for name in ("a", "in/b"):
+        (tmp_path / name).write_bytes(bytes(3 << 20))
+    code = "import sys, pathlib; from bench.peers import peer; peer.read_files(pathlib.Path(sys.argv[1]))"
+    trace = tmp_path.parent / "trace"
+    command = ["strace", "-y", "-e", "trace=read", "-o", str(trace), sys.executable, "-c", code, str(tmp_path)]
+    subprocess.run(command, timeout=120, check=True)
+    reads = re.findall(rf"^read\(\d+<{re.escape(str(tmp_path))}/(\S+)>.* = (\d+)$", trace.read_text(), re.MULTILINE)
+    assert {name for name, _ in reads} == {"a", "in/b"}
+    assert sum(int(n) for _, n in reads) == 2 * (3 << 20)
 
 
 # -- LMCache's benchmark -----------------------------------------------------------------------------------
@@ -313,11 +414,17 @@ def rate(median: float) -> dict[str, float]:
 
 
 def row(
-    name: str, kind: str, *rates: float | None, missing: str | None = None, survives: str = "nothing"
+    name: str,
+    kind: str,
+    *rates: float | None,
+    again: float | None = None,
+    missing: str | None = None,
+    survives: str = "nothing",
 ) -> dict[str, Any]:
     found = [None if r is None else rate(r) for r in rates]
     facts = {**asdict(made("memcpy").facts), "acknowledged": survives}
     measured = dict(zip(("acknowledged", "durable", "warm", "cold"), found, strict=True))
+    measured["again"] = None if again is None else rate(again)
     return {"name": name, "kind": kind, "facts": facts, "missing": missing, **measured}
 
 
@@ -330,9 +437,9 @@ def adapter(name: str, *rates: float | None, missing: str | None = None) -> dict
 
 def figures() -> dict[str, Any]:
     rows = [
-        row(OURS, "ours", 6e9, 3e9, 4e9, 2e9),
-        row("other", "ours", None, None, 9e9, 9e9),
-        row("fast", "peer", 3e9, None, 8e9, 1e9),
+        row(OURS, "ours", 6e9, 3e9, 4e9, 2e9, again=6e9),
+        row(OURS_GET, "ours", None, None, 9e9, 9e9, again=80e9),
+        row("fast", "peer", 3e9, None, 8e9, 1e9, again=8e9),
         row("slow", "peer", 2e9, 1e9, 1e9, 1e9, survives="a kill"),
         {**row("absent", "peer", None, None, None, None, missing="not installed: x"), "facts": None},
         row("raw", "limit", 9e9, 4e9, 16e9, None),
@@ -356,13 +463,16 @@ def test_kvtier_is_held_against_those_that_promise_no_more() -> None:
         f"store until acknowledged, {more}": {"slow": 3.0},
         "load from the page cache": {"fast": 0.5, "slow": 4.0},
         "load from the disk": {"fast": 2.0, "slow": 2.0},
+        "loaded again in the same process, `get_into` from RAM": {"fast": 0.75},
+        "loaded again in the same process, `get`, which copies nothing": {"fast": 10.0},
         f"LMCache: store, {more}": {"fs": 0.5},
         "LMCache: load from the page cache": {"fs": 2.0},
         "LMCache: store, `durable`": {"fs": 0.25},
     }
-    assert [what for what, c in found.items() if not c.has_goal] == [w for w in found if w.endswith(more)]
-    assert [c.limit for c in found.values()] == [4.0, 3.0, None, 2.0, None, None, None, None]
-    assert [c.beaten_by for c in found.values()] == [[], [], [], ["fast"], [], ["fs"], [], ["fs"]]
+    shown = [what for what, c in found.items() if not c.has_goal]
+    assert shown == [what for what in found if what.endswith(more) or "again" in what]
+    assert [c.limit for c in found.values()] == [4.0, 3.0, None, 2.0, None, None, None, None, None, None]
+    assert [c.beaten_by for c in found.values()] == [[], [], [], ["fast"], [], ["fast"], [], ["fs"], [], ["fs"]]
 
 
 def test_what_a_peer_is_faster_than_is_no_limit() -> None:
@@ -382,6 +492,8 @@ def test_an_entry_names_who_was_faster_and_how_sure_that_is() -> None:
         (3.0, None, []),
         (0.5, False, ["fast"]),
         (2.0, True, []),
+        (0.75, None, ["fast"]),
+        (10.0, None, []),
         (0.5, None, ["fs"]),
         (2.0, True, []),
         (0.25, False, ["fs"]),
@@ -395,13 +507,15 @@ def test_nothing_is_claimed_without_figures_of_both() -> None:
     alone["lmcache"] = {"missing": "not installed", "rows": []}
     assert list(comparisons(alone)) == []
     without = figures()
-    without["rows"] = without["rows"][1:]
+    without["rows"] = [r for r in without["rows"] if r["kind"] != "ours"]
     assert all(c.what.startswith("LMCache") for c in comparisons(without))
 
 
 def test_the_table_says_why_a_peer_is_left_out() -> None:
     lines = list(report_peers.peers(figures()))
-    assert "| absent | left out: not installed: x |  |  |  |  |  |  |  |" in lines
+    assert "| absent | left out: not installed: x |  |  |  |  |  |  |  |  |  |" in lines
+    (others,) = [line for line in lines if line.startswith("LMCache's other adapters")]
+    assert "; `nixl_store`, `dax` (what they have" in others
     assert "| fs_native | left out: crashed |  |  |  |  |" in lines
     assert "| 2 MiB blocks, load from the page cache | **0.50** (fast) | ≥ 1 | fast |" in lines
     assert "| LMCache: store, by peers whose block survives more then | **0.50** (fs) |  | fs |" in lines

@@ -132,15 +132,16 @@ class Back:
         block = self._reader.read_one(located)
         if isinstance(block, RamBlock):
             self._keep(located, block)
-            self._used(located)
+            self._used([located])
         return block
 
-    def read_into(self, located: Located, targets: Sequence[memoryview]) -> tuple[Located, bytes] | MissReason:
-        """One block into the caller's views; the block as it was read, and its metadata."""
-        read = self._reader.read_into(located, targets)
-        if not isinstance(read, MissReason):
-            self._used(read[0])
-        return read
+    def read_into(
+        self, run: Sequence[Located], targets: Sequence[Sequence[memoryview]]
+    ) -> list[tuple[Located, bytes] | MissReason]:
+        """Blocks that follow one another on disk into the caller's views; each as it was read, and its metadata."""
+        reads = self._reader.read_run_into(run, targets)
+        self._used([read[0] for read in reads if not isinstance(read, MissReason)])
+        return reads
 
     def info(self, located: Located) -> BlockInfo | None:
         """What the index says of a block; None if its metadata cannot be decrypted."""
@@ -195,9 +196,10 @@ class Back:
             self._signals.count("prefetch_loaded")
             self._signals.count("prefetch_bytes", block.nbytes)
 
-    def _used(self, located: Located) -> None:
-        self.ladder.ledger.touch([located.wanted.block_id])
-        self._promote(located)
+    def _used(self, located: Sequence[Located]) -> None:
+        self.ladder.ledger.touch([b.wanted.block_id for b in located])
+        for block in located:
+            self._promote(block)
         self._save_touches_sometimes()
 
     def _save_touches_sometimes(self) -> None:

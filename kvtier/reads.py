@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from kvtier.back import Back
+from kvtier.background.read_order import coalesce
 from kvtier.blocks import BlockInfo, BlockState, Explanation, Hit, HitInto, Miss, MissReason
 from kvtier.buffers import check_size, copy_across
 from kvtier.events import Signals
@@ -14,6 +16,7 @@ from kvtier.tiers.ram import RamBlock
 from kvtier.tiers.reading import Located, Wanted
 
 _LOCATE_AT_ONCE = 1024
+_RUN_BYTES_MAX = 8 << 20  # of neighbours that are read into place at once: the checks then find them in the cache
 
 
 class Reads:
@@ -39,25 +42,59 @@ class Reads:
 
     def get_into(self, wanted: Wanted, targets: Sequence[memoryview]) -> HitInto | Miss:
         """Raises :class:`kvtier.LimitError` if ``targets`` are not of the block's size together."""
-        size = sum(t.nbytes for t in targets)
         found = self._front.find(wanted)
-        if found is not None or self._back is None:
-            hit = self._in_memory(wanted, found)
-            if isinstance(hit, Miss):
-                return hit
-            check_size(size, hit.nbytes)
-            copy_across(hit.buffers, targets)
-            return HitInto(wanted.key, size, hit.meta, hit.tier)
-        located = self._back.locate([wanted])[0]
-        if isinstance(located, MissReason):
-            return self._miss(wanted, located)
-        check_size(size, located.entry.nbytes)
-        read = self._back.read_into(located, targets)
+        if found is not None:
+            return self._copied(wanted, found, targets)
+        ((_, outcome),) = self._get_into_from_disk([0], [wanted], [targets])
+        return outcome
+
+    def get_many_into(self, wanted: Sequence[Wanted], targets: Sequence[Sequence[memoryview]]) -> list[HitInto | Miss]:
+        """Raises :class:`kvtier.LimitError` if the targets of a block are not of its size together: then, as after a
+        miss, what is in any of them is undefined."""
+        found = self._front.find_many(wanted, use=True)
+        known = {i: self._copied(w, f, t) for i, (w, f, t) in enumerate(zip(wanted, found, targets, strict=True)) if f}
+        missing = [i for i in range(len(wanted)) if i not in known]
+        if missing:
+            known.update(self._get_into_from_disk(missing, wanted, targets))
+        return [known[i] for i in range(len(wanted))]
+
+    def _get_into_from_disk(
+        self, missing: Sequence[int], wanted: Sequence[Wanted], targets: Sequence[Sequence[memoryview]]
+    ) -> Iterator[tuple[int, HitInto | Miss]]:
+        """Those that are not in memory, by their indices: as they lie on disk, neighbours with one read."""
+        back = self._back
+        if back is None:
+            yield from ((i, self._miss(wanted[i], MissReason.ABSENT)) for i in missing)
+            return
+        on_disk: list[tuple[Located, int]] = []
+        for i, place in zip(missing, back.locate([wanted[i] for i in missing]), strict=True):
+            if isinstance(place, Located):
+                check_size(_size(targets[i]), place.entry.nbytes)
+                on_disk.append((place, i))
+            else:
+                yield i, self._miss(wanted[i], place)
+        on_disk.sort(key=lambda item: item[0].place)
+        order = iter([i for _, i in on_disk])
+        for run in coalesce([place for place, _ in on_disk], _RUN_BYTES_MAX):
+            indices = list(islice(order, len(run)))
+            reads = back.read_into(run, [targets[i] for i in indices])
+            for i, read in zip(indices, reads, strict=True):
+                yield i, self._read_into(wanted[i], read)
+
+    def _read_into(self, wanted: Wanted, read: tuple[Located, bytes] | MissReason) -> HitInto | Miss:
         if isinstance(read, MissReason):
             return self._miss(wanted, read)
         block, meta = read
         self.tally.count(wanted.namespace, hit=True)
-        return HitInto(wanted.key, size, meta, block.tier.name)
+        return HitInto(wanted.key, block.entry.nbytes, meta, block.tier.name)
+
+    def _copied(self, wanted: Wanted, found: InMemory, targets: Sequence[memoryview]) -> HitInto | Miss:
+        hit = self._in_memory(wanted, found)
+        if isinstance(hit, Miss):
+            return hit
+        check_size(_size(targets), hit.nbytes)
+        copy_across(hit.buffers, targets)
+        return HitInto(wanted.key, hit.nbytes, hit.meta, hit.tier)
 
     def get_many(self, wanted: Sequence[Wanted], *, keep: bool) -> Iterator[Hit | Miss]:
         if self._back is not None and wanted:
@@ -152,3 +189,7 @@ class Reads:
         self._signals.count(f"miss:{reason.value}")
         self.tally.count(wanted.namespace, hit=False)
         return Miss(wanted.key, reason)
+
+
+def _size(views: Sequence[memoryview]) -> int:
+    return sum(view.nbytes for view in views)

@@ -6,12 +6,13 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from kvtier.advised import Advised
 from kvtier.assembly import Parts, config_of, open_parts
 from kvtier.back import Back
 from kvtier.background.prefetcher import slabs
+from kvtier.batched import Batched
 from kvtier.blocks import (
     BlockInfo,
     Buffer,
@@ -27,7 +28,7 @@ from kvtier.blocks import (
 from kvtier.buffers import byte_views, owned
 from kvtier.clock import Clock, StoreTime, SystemClock
 from kvtier.config import Config
-from kvtier.errors import FlushError, LimitError, WrongKeys
+from kvtier.errors import FlushError, WrongKeys
 from kvtier.events import Listener, Signals
 from kvtier.front import Front
 from kvtier.fs import FileSystem, default_file_system
@@ -56,7 +57,7 @@ def _spare_bytes_max(config: Config) -> int:
     return min(_READY_BYTES_MAX, config.write_behind.bytes_max // 4) + passing
 
 
-class Store(Advised):
+class Store(Advised, Batched):
     """A tiered block store: RAM, then the disk tiers of its configuration, in order.
 
     Blocks are opaque: a key (1 to 128 bytes) in a namespace (0 to 64 bytes) names one value of 1 to 64
@@ -328,22 +329,7 @@ class Store(Advised):
         :class:`Miss` their contents are undefined. Raises :class:`kvtier.LimitError` if the sizes differ.
         """
         self._check_open()
-        wanted = self._wanted(key, namespace)
-        targets = byte_views(buffers, self.config.store.value_bytes_max)
-        if any(t.readonly for t in targets):
-            raise LimitError("get_into needs writable buffers")
-        return self._reads.get_into(wanted, targets)
-
-    def get_many(self, keys: Iterable[bytes], *, namespace: bytes = b"", keep: bool = True) -> Iterator[Hit | Miss]:
-        """The blocks of ``keys``, in order, reading ahead of the consumer by up to ``prefetch.bytes_max``.
-
-        Neighbours on disk come in one read. Use it for a chain: all of it then counts as used together.
-        ``keep=False``: what comes from disk does not enter RAM but passes through a few buffers, each used
-        again once the consumer has let go of its block; faster, and in bounded memory, for a long chain that
-        is needed once.
-        """
-        self._check_open()
-        return self._while_open(self._reads.get_many([self._wanted(k, namespace) for k in keys], keep=keep))
+        return self._reads.get_into(self._wanted(key, namespace), self._targets(buffers))
 
     def match(self, keys: Sequence[bytes], *, namespace: bytes = b"") -> int:
         """How many of ``keys``, from the first on without a gap, are present. Reads no payload."""

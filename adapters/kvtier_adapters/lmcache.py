@@ -8,6 +8,7 @@ and knows after a restart what it has, so LMCache is given no capacity to evict 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -36,6 +37,9 @@ logger = init_logger(__name__)
 #: What names an object of LMCache: all of it goes into the name of the block.
 _KEY_FIELDS = {"chunk_hash", "model_name", "kv_rank", "object_group_id", "cache_salt"}
 
+#: Parts of a load for each thread: while one reads, another looks up what it will read, and all end at about one time.
+_PARTS_A_THREAD = 4
+
 _Result = TypeVar("_Result")
 
 
@@ -43,11 +47,11 @@ _Result = TypeVar("_Result")
 class Options:
     """The ``adapter_params``. ``config``: what :meth:`kvtier.Store.open` takes (a ``.toml`` file or a folder), or a
     configuration as a table. ``durable``: whether a store is done when it is on disk, not when it is queued for it.
-    ``load_threads``: how many objects are read at once. ``key_file``: the key of an encrypted store."""
+    ``load_threads``: how many threads share a load. ``key_file``: the key of an encrypted store."""
 
     config: str | Mapping[str, Any]
     durable: bool = False
-    load_threads: int = 4
+    load_threads: int = min(4, os.cpu_count() or 1)
     key_file: str | None = None
 
     @classmethod
@@ -101,16 +105,23 @@ class _Done(Generic[_Result]):
 
 
 class _Load:
-    """One load task, cut into parts for as many threads."""
+    """One load task, of which several threads take one part after another."""
 
-    def __init__(self, keys: Sequence[ObjectKey], objects: Sequence[MemoryObj], parts: int) -> None:
+    def __init__(self, keys: Sequence[ObjectKey], objects: Sequence[MemoryObj], threads_max: int) -> None:
         self.keys, self.objects = keys, objects
         self.loaded = [False] * len(keys)
-        self._left = parts
+        parts = list(_parts(len(keys), _PARTS_A_THREAD * threads_max))
+        self.threads = self._left = max(1, min(threads_max, len(parts)))
+        self._parts = iter(parts)
         self._lock = Lock()
 
+    def take(self) -> range | None:
+        """The objects that come next; None if all were taken."""
+        with self._lock:
+            return next(self._parts, None)
+
     def is_last(self) -> bool:
-        """Called when a part has ended: whether all have."""
+        """Called when a thread has no more to do: whether none has."""
         with self._lock:
             self._left -= 1
             return not self._left
@@ -215,21 +226,22 @@ class KvtierL2Adapter(L2AdapterInterface):  # type: ignore[misc]
 
     def submit_load_task(self, keys: list[ObjectKey], objects: list[MemoryObj]) -> int:
         task = next(self._ids)
-        parts = list(_parts(len(keys), self._load_threads))
-        load = _Load(keys, objects, len(parts))
-        for part in parts:
-            self._loading.submit(self._run_load, task, load, part)
+        load = _Load(keys, objects, self._load_threads)
+        for _ in range(load.threads):
+            self._loading.submit(self._run_load, task, load)
         return task
 
     def query_load_result(self, task_id: int) -> Bitmap | None:
         return self._loads.take(task_id)
 
-    def _run_load(self, task: int, load: _Load, part: range) -> None:
-        try:
-            for at in part:
-                load.loaded[at] = self._objects.load(self._name(load.keys[at]), load.objects[at].byte_array)
-        except Exception:
-            logger.exception("kvtier: objects were not loaded")
+    def _run_load(self, task: int, load: _Load) -> None:
+        while (part := load.take()) is not None:
+            try:
+                names = [self._name(load.keys[at]) for at in part]
+                into = [load.objects[at].byte_array for at in part]
+                load.loaded[part.start : part.stop] = self._objects.load(names, into)
+            except Exception:
+                logger.exception("kvtier: objects were not loaded")
         if load.is_last():
             self._finish_load(task, load)
 
@@ -308,9 +320,9 @@ def _threads(opened: ExitStack, what: str, number: int) -> ThreadPoolExecutor:
 
 
 def _parts(length: int, count_max: int) -> Iterator[range]:
-    """``range(length)`` in at most so many parts of nearly one size, at least one."""
+    """``range(length)`` in at most so many parts of nearly one size."""
     size = max(1, -(-length // count_max))
-    yield from (range(at, min(at + size, length)) for at in range(0, max(1, length), size))
+    yield from (range(at, min(at + size, length)) for at in range(0, length, size))
 
 
 def _bitmap(bits: Sequence[bool]) -> Bitmap:

@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
-from itertools import groupby
+from itertools import groupby, islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvtier import KvtierError, Miss, MissReason
 
 if TYPE_CHECKING:
-    from kvtier import PutOutcome, Store
+    from kvtier import HitInto, PutOutcome, Store
 
 _DIGEST_BYTES = 32
 _NAMESPACE_BYTES_MAX = 64
@@ -108,18 +108,35 @@ class Objects:
         for namespace, keys in _by_namespace(names):
             self._store.unpin(keys, namespace=namespace)
 
-    def load(self, name: Name, into: memoryview) -> bool:
-        """Fill ``into`` with the object, every byte checked; False, its contents undefined, if that cannot be done:
-        the object is not there, is damaged, cannot be read, or has another size."""
+    def load(self, names: Sequence[Name], into: Sequence[memoryview]) -> list[bool]:
+        """Fill each of ``into`` with an object, every byte checked; False, its contents undefined, for those with which
+        that cannot be done: the object is not there, is damaged, cannot be read, or has another size.
+
+        Objects that were stored one after another come in one read.
+        """
+        targets = iter(into)
+        return [
+            loaded
+            for namespace, keys in _by_namespace(names)
+            for loaded in self._load(namespace, keys, list(islice(targets, len(keys))))
+        ]
+
+    def _load(self, namespace: bytes, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[bool]:
         try:
-            read = self._store.get_into(name.key, into, namespace=name.namespace)
+            reads = self._store.get_many_into(keys, into, namespace=namespace)
         except (KvtierError, OSError):
-            return False
+            if len(keys) == 1:
+                return [False]
+            return [self._load(namespace, [key], [target])[0] for key, target in zip(keys, into, strict=True)]
+        for read in reads:
+            self._note(Name(namespace, read.key), read)
+        return [bool(read) for read in reads]
+
+    def _note(self, name: Name, read: HitInto | Miss) -> None:
         if read:
             self._unread.discard(name)
         elif isinstance(read, Miss) and read.reason is MissReason.UNAVAILABLE and len(self._unread) < _UNREAD_MAX:
             self._unread.add(name)
-        return bool(read)
 
     def delete(self, name: Name) -> int | None:
         """Forget an object, locked or not; its size in bytes, None if it was not there."""

@@ -1,7 +1,8 @@
 """kvtier held against the peers, and each that is faster by name.
 
 A rate of storing is held against a goal only where the peer's acknowledged block survives no more than kvtier's does:
-with the others it is shown beside it, without a goal.
+with the others it is shown beside it, without a goal. So is what a process loads a second time: kvtier has that in
+memory of its own, and peers have it in the system's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from bench.peers.peer import Survives
 Row = Mapping[str, Any]
 
 _LOADS = {"warm": "load from the page cache", "cold": "load from the disk"}
+_AGAIN = {registry.OURS: "`get_into` from RAM", registry.OURS_GET: "`get`, which copies nothing"}
 _STRENGTH: Sequence[str] = get_args(Survives)  # in this order
 
 
@@ -46,6 +48,10 @@ def comparisons(figures: Mapping[str, Any]) -> Iterator[Comparison]:
         yield from _acknowledged("2 MiB blocks, store until acknowledged", "acknowledged", ours, peers, limits)
         for key, what in _LOADS.items():
             yield from _compare(f"2 MiB blocks, {what}", key, ours, peers, limits)
+    for name, call in _AGAIN.items():
+        for ours in (r for r in rows if r["name"] == name):
+            what = f"2 MiB blocks, loaded again in the same process, {call}"
+            yield from _compare(what, "again", ours, peers, limits, has_goal=False)
     rows = figures["lmcache"]["rows"]
     peers = [r for r in rows if r["kind"] == "peer"]
     for ours in (r for r in rows if r["kind"] == "ours"):

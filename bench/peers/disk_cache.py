@@ -23,7 +23,9 @@ class _Once:
 class DiskCache(Peer):
     """It never syncs its files, so nothing that it does is durable."""
 
-    facts = Facts(acknowledged="a kill", durable=False, checks=False, restarts=True, bounded=True)
+    facts = Facts(
+        acknowledged="a kill", durable=False, checks=False, restarts=True, bounded=True, keeps="the page cache"
+    )
 
     def open(self, folder: Path) -> None:
         self._cache = diskcache.Cache(str(folder), size_limit=64 << 30, cull_limit=0, disk_min_file_size=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from bench.peers.peer import Facts, Peer, direct_flag, fill, write_all
@@ -14,7 +15,9 @@ class Files(Peer):
     That is the fast way: the disk is busy with all of them when the first ``fsync`` waits.
     """
 
-    facts = Facts(acknowledged="a kill", durable=True, checks=False, restarts=True, bounded=False)
+    facts = Facts(
+        acknowledged="a kill", durable=True, checks=False, restarts=True, bounded=False, keeps="the page cache"
+    )
     flags = 0
     _folder: Path
     _unsynced: list[int]
@@ -52,6 +55,8 @@ class Files(Peer):
 
 class DirectFiles(Files):
     """The same with ``O_DIRECT``."""
+
+    facts = replace(Files.facts, keeps="nothing")
 
     def open(self, folder: Path) -> None:
         self.flags = direct_flag()

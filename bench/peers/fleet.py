@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from bench.peers.peer import Load
+
 _ANSWER_S_MAX = 300.0
 _FREE_BYTES_MIN = 1 << 30
 
@@ -109,9 +111,9 @@ class Fleet:
             raise self.children[name]._leave(f"too little disk: {free / 1e9:.1f} GB are free")
         return self.children[name].ask(do="store", batch=batch)
 
-    def load(self, name: str, batch: int, *, cold: bool) -> dict[str, Any]:
+    def load(self, name: str, batch: int, how: Load) -> dict[str, Any]:
         """Seconds, and the means. Raises :class:`Left`."""
-        return self.children[name].ask(do="load", batch=batch, cold=cold)
+        return self.children[name].ask(do="load", batch=batch, how=how)
 
     def __enter__(self) -> Fleet:
         return self

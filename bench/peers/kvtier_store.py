@@ -11,7 +11,9 @@ from kvtier import Config, Hit, Store
 class Kvtier(Peer):
     """``put``, ``flush``, and ``get_into`` from the tier."""
 
-    facts = Facts(acknowledged="nothing", durable=True, checks=True, restarts=True, bounded=True)
+    facts = Facts(
+        acknowledged="nothing", durable=True, checks=True, restarts=True, bounded=True, keeps="its own memory"
+    )
     _store: Store
 
     def open(self, folder: Path) -> None:
@@ -25,19 +27,24 @@ class Kvtier(Peer):
     def sync(self) -> None:
         self._store.flush()
 
-    def load(self, key: bytes, into: memoryview) -> None:
+    def load(self, key: bytes, into: memoryview) -> memoryview | None:
         if not self._store.get_into(key, into):
             raise LookupError(key)
+        return None
+
+    def bring(self, key: bytes, into: memoryview) -> None:
+        """By ``get``: the bytes that ``get_into`` reads from the disk do not enter the RAM tier."""
+        self._store.get(key)
 
     def close(self) -> None:
         self._store.close()
 
 
 class KvtierGet(Kvtier):
-    """``get``, which brings the block into the RAM tier on the way, and a copy from there."""
+    """``get``, which brings the block into the RAM tier on the way, and hands out the memory that it has there."""
 
-    def load(self, key: bytes, into: memoryview) -> None:
+    def load(self, key: bytes, into: memoryview) -> memoryview:
         hit = self._store.get(key)
         if not isinstance(hit, Hit):
             raise LookupError(key)
-        into[:] = hit.buffers[0]
+        return hit.buffers[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ class OneFile(Peer):
     Files are kept, as peers keep theirs: memory that the system hands out anew costs more.
     """
 
-    facts = Facts(acknowledged="a kill", durable=True, checks=False, restarts=False, bounded=False)
+    facts = Facts(
+        acknowledged="a kill", durable=True, checks=False, restarts=False, bounded=False, keeps="the page cache"
+    )
     flags = 0
 
     def __init__(self) -> None:
@@ -57,6 +60,8 @@ class OneFile(Peer):
 class OneDirectFile(OneFile):
     """The same with ``O_DIRECT``."""
 
+    facts = replace(OneFile.facts, keeps="nothing")
+
     def open(self, folder: Path) -> None:
         self.flags = direct_flag()
         super().open(folder)
@@ -65,7 +70,9 @@ class OneDirectFile(OneFile):
 class Memcpy(Peer):
     """From memory into memory, both in use before."""
 
-    facts = Facts(acknowledged="nothing", durable=False, checks=False, restarts=False, bounded=False)
+    facts = Facts(
+        acknowledged="nothing", durable=False, checks=False, restarts=False, bounded=False, keeps="its own memory"
+    )
 
     def __init__(self) -> None:
         self._places: list[memoryview] = []

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from bench.measure import spread
 from bench.peers.fleet import Left
-from bench.peers.peer import Survives, sync_files
+from bench.peers.peer import Survives, read_files, sync_files
 from bench.peers.registry import Kind
 from kvtier_adapters.llama_cpp.demo import page_cache
 
@@ -31,8 +31,10 @@ Spec = Callable[[Path], dict[str, Any]]
 
 
 def _plugin(folder: Path, **more: object) -> dict[str, Any]:
+    """As docs/lmcache.md configures it."""
     tier = {"name": "disk", "kind": "ssd", "bytes_max": "16GiB"}
-    config = {"store": {"path": str(folder)}, "ram": {"bytes_max": 0}, "tier": [tier]}
+    ahead = {"threads": 1, "coalesce_bytes_max": "64KiB"}
+    config = {"store": {"path": str(folder)}, "ram": {"bytes_max": 0}, "prefetch": ahead, "tier": [tier]}
     name = {"module_path": "kvtier_adapters.lmcache", "class_name": "KvtierL2Adapter"}
     return {"type": "plugin", **name, "adapter_params": {"config": config, **more}}
 
@@ -96,6 +98,7 @@ def _sample(spec: Spec, keys: int, block_bytes: int, samples: Mapping[str, list[
         folder = Path(scratch) / "blocks"
         samples["store"].append(_run(spec(folder), "store", keys, block_bytes))
         sync_files(folder)
+        read_files(folder)
         samples["warm"].append(_run(spec(folder), "load", keys, block_bytes))
         means.add(page_cache.drop([folder]))
         samples["cold"].append(_run(spec(folder), "load", keys, block_bytes))

@@ -11,6 +11,10 @@ from typing import ClassVar, Literal
 
 #: What an acknowledged block survives: the death of its process, and that of the system.
 Survives = Literal["nothing", "a kill", "a power loss"]
+#: From where a block comes that was loaded before: memory of the process, the system's page cache, or the disk again.
+Keeps = Literal["its own memory", "the page cache", "nothing"]
+#: How blocks are loaded: from the page cache, from the disk, or a second time since the peer was opened.
+Load = Literal["warm", "cold", "again"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,8 @@ class Facts:
 
     ``acknowledged``: what a block survives once :meth:`Peer.end` has returned. ``durable``: whether :meth:`Peer.sync`
     makes it survive a power loss. ``checks``: whether a load notices that bits have changed on disk. ``restarts``:
-    whether another process finds the blocks. ``bounded``: whether it keeps to a size by evicting.
+    whether another process finds the blocks. ``bounded``: whether it keeps to a size by evicting. ``keeps``: where a
+    block still is once it was brought in, for the next load in the same process.
     """
 
     acknowledged: Survives
@@ -27,6 +32,7 @@ class Facts:
     checks: bool
     restarts: bool
     bounded: bool
+    keeps: Keeps
 
 
 class Peer(ABC):
@@ -50,8 +56,13 @@ class Peer(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def load(self, key: bytes, into: memoryview) -> None:
-        """Fill ``into``, which is page-aligned, with a block. Raises :class:`LookupError` if there is none."""
+    def load(self, key: bytes, into: memoryview) -> memoryview | None:
+        """Fill ``into``, which is page-aligned, with a block; or give the memory that has it already. Raises
+        :class:`LookupError` if there is none."""
+
+    def bring(self, key: bytes, into: memoryview) -> None:
+        """Load a block so that it is at hand for the next load, if the peer keeps anything."""
+        self.load(key, into)
 
     @abstractmethod
     def close(self) -> None:
@@ -83,6 +94,14 @@ def sync_files(folder: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def read_files(folder: Path) -> None:
+    """Have all files of a folder in the page cache, whatever way they were written."""
+    for file in [f for f in folder.rglob("*") if f.is_file()]:
+        with file.open("rb", buffering=0) as opened:
+            while opened.read(1 << 20):
+                pass
 
 
 def direct_flag() -> int:

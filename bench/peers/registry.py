@@ -27,13 +27,15 @@ class Entry(NamedTuple):
 
 
 OURS = "kvtier"
+OURS_GET = "kvtier, `get`"
 ENTRIES = {
     OURS: Entry("kvtier_store", "Kvtier", "ours"),
-    "kvtier, `get` and a copy": Entry("kvtier_store", "KvtierGet", "ours", loads_only=True),
+    OURS_GET: Entry("kvtier_store", "KvtierGet", "ours", loads_only=True),
     "a file per block": Entry("files", "Files"),
     "a file per block, `O_DIRECT`": Entry("files", "DirectFiles"),
     "diskcache": Entry("disk_cache", "DiskCache"),
     "RocksDB (rocksdict)": Entry("rocks", "Rocks"),
+    "RocksDB, direct I/O": Entry("rocks", "DirectRocks"),
     "SQLite, write-ahead log": Entry("sqlite_blobs", "SqliteWal"),
     "SQLite, rollback journal": Entry("sqlite_blobs", "SqliteJournal"),
     "one file": Entry("limits", "OneFile", "limit"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ _WRITE_BUFFER_BYTES = 256 << 20
 class Rocks(Peer):
     """Without a log each byte is written once: a batch is in memory until ``flush`` makes it durable."""
 
-    facts = Facts(acknowledged="nothing", durable=True, checks=True, restarts=True, bounded=False)
+    facts = Facts(
+        acknowledged="nothing", durable=True, checks=True, restarts=True, bounded=False, keeps="the page cache"
+    )
+    is_direct = False
     _db: Rdict
 
     def open(self, folder: Path) -> None:
@@ -28,6 +32,8 @@ class Rocks(Peer):
         options.set_compression_type(DBCompressionType.none())
         options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
         options.set_max_background_jobs(2)
+        options.set_use_direct_reads(self.is_direct)
+        options.set_use_direct_io_for_flush_and_compaction(self.is_direct)
         self._db = Rdict(str(folder / "db"), options)
         writing: Any = WriteOptions()  # its stubs take this property for a method
         writing.disable_wal = True
@@ -47,3 +53,10 @@ class Rocks(Peer):
 
     def close(self) -> None:
         self._db.close()
+
+
+class DirectRocks(Rocks):
+    """The same with its own direct I/O, for reads and for what it writes in the background."""
+
+    facts = replace(Rocks.facts, keeps="nothing")
+    is_direct = True

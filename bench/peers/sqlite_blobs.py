@@ -15,7 +15,9 @@ _SHARED = ("page_size=65536", "mmap_size=17179869184", "cache_size=-65536", "loc
 
 
 class SqliteWal(Peer):
-    facts = Facts(acknowledged="a kill", durable=True, checks=False, restarts=True, bounded=False)
+    facts = Facts(
+        acknowledged="a kill", durable=True, checks=False, restarts=True, bounded=False, keeps="the page cache"
+    )
     pragmas: tuple[str, ...] = ("journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=0")
     _db: sqlite3.Connection
 
@@ -47,7 +49,9 @@ class SqliteWal(Peer):
 
 
 class SqliteJournal(SqliteWal):
-    facts = Facts(acknowledged="a power loss", durable=True, checks=False, restarts=True, bounded=False)
+    facts = Facts(
+        acknowledged="a power loss", durable=True, checks=False, restarts=True, bounded=False, keeps="the page cache"
+    )
     pragmas = ("journal_mode=TRUNCATE", "synchronous=FULL")
 
     def sync(self) -> None:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from bench.measure import spread
 from bench.peers import lmcache
 from bench.peers.fio import fio
 from bench.peers.fleet import Fleet, Left
+from bench.peers.peer import Facts, Load
 from bench.peers.registry import ENTRIES
 from bench.workloads import MIB
 
 BLOCK_BYTES = 2 * MIB
 _FIO_BYTES = 256 * MIB
-_FIO_FACTS = {"acknowledged": "a power loss", "durable": True, "checks": False, "restarts": False, "bounded": False}
+_FIO_FACTS = Facts("a power loss", durable=True, checks=False, restarts=False, bounded=False, keeps="nothing")
 _QUICK_ADAPTERS = (lmcache.OURS, "fs_native")
 
 #: Bytes a second by name, then by what was measured; a peer that left has those up to then.
 Samples = dict[str, dict[str, list[float]]]
-MEASURED = ("acknowledged", "durable", "warm", "cold")
+MEASURED = ("acknowledged", "durable", *get_args(Load))
 
 
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
@@ -33,8 +35,8 @@ def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
         with Fleet(list(ENTRIES), Path(scratch), count, BLOCK_BYTES) as fleet:
             samples: Samples = {name: {what: [] for what in MEASURED} for name in ENTRIES}
             _stores(fleet, samples, repeats, count * BLOCK_BYTES, say)
-            for what in ("warm", "cold"):
-                _loads(fleet, samples, what, repeats, count * BLOCK_BYTES, means, say)
+            for how in get_args(Load):
+                _loads(fleet, samples, how, repeats, count * BLOCK_BYTES, means, say)
             rows = [_row(fleet, name, samples[name]) for name in ENTRIES]
         rows.append(_fio_row(Path(scratch), repeats, say))
     adapters = _QUICK_ADAPTERS if quick else tuple(lmcache.ADAPTERS)
@@ -64,7 +66,7 @@ def _stores(fleet: Fleet, samples: Samples, repeats: int, nbytes: int, say: Call
 def _loads(
     fleet: Fleet,
     samples: Samples,
-    what: str,
+    how: Load,
     repeats: int,
     nbytes: int,
     means: set[str],
@@ -72,16 +74,16 @@ def _loads(
 ) -> None:
     """The last batch, by peers that are opened anew, in turns; the first turn is to warm up."""
     for turn in range(repeats + 1):
-        say(f"{what} load, {turn} of {repeats}")
+        say(f"load, {how}, {turn} of {repeats}")
         for name, entry in ENTRIES.items():
-            if entry.in_memory and what == "cold":
+            if entry.in_memory and how == "cold":
                 continue
             try:
-                answer = fleet.load(name, repeats, cold=what == "cold")
+                answer = fleet.load(name, repeats, how)
             except Left:
                 continue
             if turn:
-                samples[name][what].append(nbytes / answer["s"])
+                samples[name][how].append(nbytes / answer["s"])
             if answer["page_cache"]:
                 means.add(answer["page_cache"])
 
@@ -109,4 +111,4 @@ def _fio_row(scratch: Path, repeats: int, say: Callable[[str], None]) -> dict[st
     except Left as e:
         missing = str(e)
     rates = {what: spread(rates) if rates else None for what, rates in samples.items()}
-    return {"name": "fio, `O_DIRECT`", "kind": "limit", "facts": _FIO_FACTS, "missing": missing, **rates}
+    return {"name": "fio, `O_DIRECT`", "kind": "limit", "facts": asdict(_FIO_FACTS), "missing": missing, **rates}

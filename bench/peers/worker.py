@@ -1,6 +1,6 @@
 """``python -m bench.peers.worker NAME FOLDER BLOCKS BLOCK_BYTES``: the process of one peer.
 
-Its stdin has a command a line, ``{"do": "store", "batch": 3}`` or ``{"do": "load", "batch": 3, "cold": true}``, and
+Its stdin has a command a line, ``{"do": "store", "batch": 3}`` or ``{"do": "load", "batch": 3, "how": "cold"}``, and
 its stdout a line of JSON for each: seconds, or ``{"error": ...}``; the first line is the peer's facts.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.peers.peer import Peer, sync_files
+from bench.peers.peer import Load, Peer, read_files, sync_files
 from bench.peers.registry import ENTRIES
 from bench.workloads import SEED, Payload, stamped
 from kvtier_adapters.llama_cpp.demo import page_cache
@@ -49,21 +49,33 @@ class Worker:
         sync_files(self._folder)
         return found
 
-    def load(self, batch: int, cold: bool) -> dict[str, Any]:
+    def load(self, batch: int, how: Load) -> dict[str, Any]:
         """Open the peer anew and load a batch. Seconds for the loads, and by what means the page cache was dropped.
 
-        Raises ``RuntimeError`` if any byte is another one.
+        Its files are all in the page cache before that, unless ``how`` is ``"cold"``: then none are. With ``"again"``
+        the batch has been loaded once since it was opened. Raises ``RuntimeError`` if any byte is another one.
         """
         self.close()
-        self._got[:] = 0
-        means = page_cache.drop([self._folder]) if cold else None
+        means = None
+        if how == "cold":
+            means = page_cache.drop([self._folder])
+        else:
+            read_files(self._folder)
         self._peer.open(self._folder)
         self._is_open = True
+        if how == "again":
+            for number, target in enumerate(self._got):
+                self._peer.bring(_key(batch, number), target.data)
+        self._got[:] = 0
+        found: list[memoryview | None] = []
         begin = time.perf_counter()
         for number, target in enumerate(self._got):
-            self._peer.load(_key(batch, number), target.data)
+            found.append(self._peer.load(_key(batch, number), target.data))
         seconds = time.perf_counter() - begin
-        if not all(np.array_equal(got, sent) for got, sent in zip(self._got, self._batch(batch), strict=True)):
+        got = [
+            into if view is None else np.frombuffer(view, np.uint8) for into, view in zip(self._got, found, strict=True)
+        ]
+        if not all(np.array_equal(g, sent) for g, sent in zip(got, self._batch(batch), strict=True)):
             raise RuntimeError("other bytes came back")
         return {"s": seconds, "page_cache": means}
 
@@ -103,7 +115,7 @@ def main(name: str, folder: str, count: int, nbytes: int) -> None:
             if command["do"] == "store":
                 _answer(worker.store(command["batch"]))
             else:
-                _answer(worker.load(command["batch"], command["cold"]))
+                _answer(worker.load(command["batch"], command["how"]))
         except Exception as e:  # whatever a peer raises is its row's reason
             _answer({"error": f"{type(e).__name__}: {e}"})
             break

@@ -224,10 +224,42 @@ class DiskReader:
             located = again
         return MissReason.ABSENT
 
+    def read_run_into(
+        self, run: Sequence[Located], targets: Sequence[Sequence[memoryview]]
+    ) -> list[tuple[Located, bytes] | MissReason]:
+        """:meth:`read_into` for blocks that stand in one segment, in offset order: with one read call, unless some are
+        compressed or encrypted. What does not pass is read again by itself."""
+        heads = self._fill_run(run, targets)
+        return [self._passed(b, h) or self.read_into(b, t) for b, t, h in zip(run, targets, heads, strict=True)]
+
+    def _fill_run(
+        self, run: Sequence[Located], targets: Sequence[Sequence[memoryview]]
+    ) -> Sequence[RecordHead | FormatError | None]:
+        """For each block its head, if its bytes are in its targets and were checked."""
+        if not all(_is_raw(b) for b in run):
+            return [None] * len(run)
+        try:
+            for block in run:
+                block.tier.check_lengths(block.extent, block.entry.nbytes)
+            return run[0].tier.check(run[0].tier.fetch([(b.extent, t) for b, t in zip(run, targets, strict=True)]))
+        except (OSError, FormatError):
+            return [None] * len(run)
+
+    def _passed(self, located: Located, head: RecordHead | FormatError | None) -> tuple[Located, bytes] | None:
+        """A block that is where it is wanted, and its metadata."""
+        if not isinstance(head, RecordHead) or head.codec != codec.NONE:
+            return None
+        try:
+            meta = located.tier.vault.decrypt_meta(located.entry)
+        except (DecryptError, KeyMissing):
+            return None
+        self._count(located)
+        return located, meta
+
     def _fill(self, located: Located, targets: Sequence[memoryview]) -> None:
         """Fill the targets with a block's bytes. Raises one of the ``_DOUBTS``, or :class:`KeyMissing`."""
         located.tier.check_lengths(located.extent, located.entry.nbytes)
-        raw = located.content.codec == codec.NONE and not located.tier.vault.flag
+        raw = _is_raw(located)
         stored = list(targets) if raw else [self._brief_memory(located.content.stored_len)]
         head = self._try(located, stored)
         if not isinstance(head, RecordHead):
@@ -329,3 +361,8 @@ def _shared(memory: Memory, batch: Sequence[Located]) -> Memory:
             return mine
 
     return part
+
+
+def _is_raw(located: Located) -> bool:
+    """Whether the bytes on disk are those of the block."""
+    return located.content.codec == codec.NONE and not located.tier.vault.flag

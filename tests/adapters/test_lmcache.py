@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pkgutil
 import select
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from bench.peers.lmcache_left_out import LEFT_OUT
 from kvtier import ConfigError, LimitError, PutOutcome, StoreLocked
 from tests.stores import KIB, MIB
 
@@ -26,6 +28,7 @@ with warnings.catch_warnings():
     pytest.importorskip("lmcache", reason="LMCache is not installed here: `make lmcache` has it in its own environment")
     import torch
     from lmcache.cli.commands.bench.l2_adapter_bench import data
+    from lmcache.v1.distributed import l2_adapters
     from lmcache.v1.distributed.api import GroupedObjectKeys, MemoryLayoutDesc, ObjectKey
     from lmcache.v1.distributed.config import parse_args
     from lmcache.v1.distributed.internal_api import L2AdapterListener
@@ -201,6 +204,17 @@ def test_every_field_of_a_key_counts(adapter: Any, change: dict[str, Any]) -> No
 
 
 # -- what goes wrong is a miss -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "load_threads"), [(1, 4), (2, 4), (7, 1), (7, 2), (33, 2), (33, 4)])
+def test_threads_share_a_load_to_its_last_object(opened: Callable[..., Any], count: int, load_threads: int) -> None:
+    adapter = opened(load_threads=load_threads)
+    keys = [replace(KEY, kv_rank=rank) for rank in range(count)]
+    stored = memory(count)
+    store(adapter, keys, stored)
+    into = memory(count, first=100)
+    assert load(adapter, keys, into) == [True] * count
+    assert contents(into) == contents(stored)
 
 
 def test_what_is_not_there_is_a_miss_among_hits(adapter: Any) -> None:
@@ -517,6 +531,12 @@ def until(ready: Callable[[], Any]) -> Any:
             return result
         pause.wait(0.01)
     raise AssertionError("not ready")
+
+
+def test_every_other_adapter_is_measured_beside_it_or_left_out_for_a_reason() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(l2_adapters.__path__)}
+    there = {name.removesuffix("_l2_adapter") for name in modules if name.endswith("_l2_adapter")}
+    assert there - {name for names in LEFT_OUT for name in names} == {"fs", "fs_native", "plugin"}
 
 
 def test_its_own_benchmark_runs_and_finds_every_byte(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def save(objects: Objects, *fields: bytes, owner: str = "", durable: bool = Fals
 
 def loaded(objects: Objects, name: Name, size: int = SIZE) -> bytes | None:
     into = bytearray(size)
-    return bytes(into) if objects.load(name, memoryview(into)) else None
+    return bytes(into) if objects.load([name], [memoryview(into)]) == [True] else None
 
 
 # -- names -------------------------------------------------------------------------------------------------
@@ -95,6 +95,26 @@ def test_an_object_comes_back_and_only_for_its_owner(objects: Objects) -> None:
     (name,) = save(objects, b"x", owner="tenant")
     assert loaded(objects, name) == noise(name, SIZE)
     assert loaded(objects, objects.name("other", [b"x"])) is None
+
+
+def test_what_cannot_be_loaded_costs_no_other(objects: Objects) -> None:
+    (theirs,) = save(objects, b"x", owner="them", durable=True)
+    a, b, c = save(objects, b"a", b"b", b"c", durable=True)
+    asked = [a, theirs, b, objects.name("", [b"absent"]), c]
+    into = [bytearray(SIZE), bytearray(SIZE), bytearray(SIZE // 2), bytearray(SIZE), bytearray(SIZE)]
+    assert objects.load(asked, [memoryview(i) for i in into]) == [True, True, False, False, True]
+    assert [bytes(into[i]) for i in (0, 1, 4)] == [noise(name, SIZE) for name in (a, theirs, c)]
+    assert objects.load([], []) == []
+
+
+def test_objects_side_by_side_come_in_one_read(tmp_path: Path) -> None:
+    fs = FaultyFileSystem(default_file_system())
+    with Store.open(config(tmp_path), fs=fs) as store:
+        objects = Objects(store)
+        found = save(objects, *names(8), durable=True)
+        before = fs.counts["read_at"]
+        assert all(objects.load(found, [view(bytes(SIZE)) for _ in found]))
+        assert fs.counts["read_at"] == before + 1
 
 
 def test_the_memory_of_a_saved_object_can_be_used_again(objects: Objects) -> None:

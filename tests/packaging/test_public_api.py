@@ -63,6 +63,7 @@ METHODS = {
     "get": "(self, key, *, namespace)",
     "get_into": "(self, key, buffers, *, namespace)",
     "get_many": "(self, keys, *, namespace, keep)",
+    "get_many_into": "(self, keys, buffers, *, namespace)",
     "match": "(self, keys, *, namespace)",
     "contains": "(self, key, *, namespace)",
     "info": "(self, key, *, namespace)",

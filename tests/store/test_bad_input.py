@@ -21,6 +21,7 @@ from kvtier import (
     Hint,
     KvtierError,
     LimitError,
+    Miss,
     MissReason,
     NotAStore,
     PutItem,
@@ -305,6 +306,7 @@ def test_a_flipped_bit_is_a_counted_miss_and_the_key_can_be_put_again(
         for _ in range(2):
             assert store.get(b"k0000").reason is MissReason.CORRUPT  # type: ignore[union-attr]
             assert not store.get_into(b"k0000", bytearray(10 * KIB))
+            assert store.get_many_into([b"k0000"], [bytearray(10 * KIB)]) == [Miss(b"k0000", MissReason.CORRUPT)]
             assert not next(store.get_many([b"k0000"]))
         settle(store)
         assert not store.contains(b"k0000")
@@ -314,7 +316,7 @@ def test_a_flipped_bit_is_a_counted_miss_and_the_key_can_be_put_again(
         assert (event.tier, event.segment, event.offset) == ("disk", 1, FIRST)
         stats = store.stats()
         assert stats.quarantined == 1
-        assert stats.misses == {"corrupt": 6, "absent": 1}
+        assert stats.misses == {"corrupt": 8, "absent": 1}
         assert [value_of(h) for h in store.get_many(names(4)[1:])] == [noise(k, 10 * KIB) for k in names(4)[1:]]
         store.put(b"k0000", noise(b"k0000", 10 * KIB))
         store.flush()
@@ -389,6 +391,7 @@ def test_a_key_outside_its_limits_is_refused(store: Store, key: Any) -> None:
         lambda: store.put(b"k", b"x", parent=key if key is not None else b""),
         lambda: store.get(key),
         lambda: store.get_into(key, bytearray(1)),
+        lambda: store.get_many_into([key], [bytearray(1)]),
         lambda: store.get_many([key]),
         lambda: store.match([key]),
         lambda: store.contains(key),
@@ -441,6 +444,8 @@ def test_a_value_outside_its_limits_is_refused(store: Store, buffers: Any, messa
         store.put(b"k", buffers)
     with pytest.raises(LimitError):
         store.get_into(b"k", buffers)
+    with pytest.raises(LimitError):
+        store.get_many_into([b"k"], [buffers])
     store.flush()
     assert value_of(store.get(b"k")) == b"old"
 
@@ -471,6 +476,7 @@ def every_call(store: Store) -> list[Callable[[], object]]:
         lambda: store.put_many([PutItem(b"k", b"x")]),
         lambda: store.get(b"k"),
         lambda: store.get_into(b"k", bytearray(1)),
+        lambda: store.get_many_into([b"k"], [bytearray(1)]),
         lambda: store.get_many([b"k"]),
         lambda: store.match([b"k"]),
         lambda: store.contains(b"k"),

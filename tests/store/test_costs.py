@@ -202,6 +202,18 @@ def _get_from_disk(folder: Path, costs: Costs, ram: int, index_reads: int) -> No
         assert 0 < costs.nbytes()[1] - BLOCK < HEAD_MAX
 
 
+def test_get_many_into_from_disk(tmp_path: Path, costs: Costs) -> None:
+    """One read for all, to where they are wanted; the index is asked once."""
+    with opened(tmp_path, costs) as store:
+        fill(store, names(16), BLOCK)
+        costs.taken()
+        costs.nbytes()
+        targets = [bytearray(BLOCK) for _ in range(16)]
+        assert allocated(lambda: store.get_many_into(names(16), targets)) < 16 * SMALL
+        assert costs.taken() == {"read_at": 1, "index read": 1}
+        assert 0 < costs.nbytes()[1] - 16 * BLOCK < 16 * HEAD_MAX
+
+
 def test_get_into_from_disk(tmp_path: Path, costs: Costs) -> None:
     """One read, to where it is wanted; the index is asked once."""
     with opened(tmp_path, costs) as store:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kvtier import BlockInfo, Hit, HitInto, LimitError, Miss, MissReason, Store, StoreClosed, pool
+from kvtier import BlockInfo, Hit, HitInto, LimitError, Miss, MissReason, Store, StoreClosed, pool, reads
 from kvtier.fs import OsFileSystem
 from kvtier.testing import Call, FaultyFileSystem
 from tests.stores import KIB, MIB, config, fill, flip, names, noise, only_segment, tier, value_of
@@ -106,6 +107,89 @@ def test_bytes_and_metadata_of_get_into_belong_together(tmp_path: Path, fs: Faul
                     assert (got.reason, new_size) == (MissReason.ABSENT, 30_000)
                 assert store.stats().quarantined == 0
                 assert value_of(store.get(b"k")) == b"new " * (new_size // 4)
+
+
+# -- get_many_into -----------------------------------------------------------------------------------
+
+
+def room(count: int, size: int) -> list[bytearray]:
+    return [bytearray(size) for _ in range(count)]
+
+
+def test_get_many_into_fills_each_buffer_and_tells_what_is_missing(tmp_path: Path) -> None:
+    keys = names(12)
+    with Store.open(config(tmp_path, ram=MIB)) as store:
+        values = fill(store, keys[::2], 3000)
+    with Store.open(config(tmp_path, ram=MIB)) as store:
+        store.get(keys[0])
+        store.put(keys[1], noise(keys[1], 3000))
+        values[keys[1]] = noise(keys[1], 3000)
+        targets: list[bytearray | list[bytearray]] = [[bytearray(1000), bytearray(2000)] for _ in keys]
+        asked = [*reversed(keys), keys[4]]  # one of them again
+        targets.append(bytearray(3000))
+        outcomes = store.get_many_into(asked, targets)
+        assert [o.key for o in outcomes] == asked
+        for key, outcome, target in zip(asked, outcomes, targets, strict=True):
+            if key in values:
+                assert isinstance(outcome, HitInto)
+                assert outcome.tier == ("ram" if key in keys[:2] else "disk")
+                assert b"".join(target if isinstance(target, list) else [target]) == values[key]
+            else:
+                assert outcome == Miss(key, MissReason.ABSENT)
+        assert store.get_many_into([], []) == []
+
+
+def test_neighbours_are_read_into_place_at_once(
+    tmp_path: Path, fs: FaultyFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = names(16)
+    with Store.open(config(tmp_path), fs=fs) as store:
+        values = fill(store, keys, 10 * KIB)
+        seen = Reads(fs)
+        targets = room(16, 10 * KIB)
+        assert all(store.get_many_into(keys[::-1], targets))
+        assert [bytes(t) for t in targets[::-1]] == list(values.values())
+        assert len(seen) == 1
+        monkeypatch.setattr(reads, "_RUN_BYTES_MAX", 64 * KIB)
+        assert all(store.get_many_into(keys, targets))
+        assert len(seen) == 4  # six blocks in 64 KiB
+        assert store.stats().tiers[0].hits == 32
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_damage_costs_its_own_block_only(tmp_path: Path, codec: str) -> None:
+    keys = names(5)
+    c = config(tmp_path, tier(codec=codec))
+    with Store.open(c) as store:
+        values = fill(store, keys, 10 * KIB)
+    flip(only_segment(tmp_path), 2 * 10 * KIB + 5000)  # in the third one
+    with Store.open(c) as store:
+        targets = room(5, 10 * KIB)
+        outcomes = store.get_many_into(keys, targets)
+        assert [bool(o) for o in outcomes] == [True, True, False, True, True]
+        assert [bytes(t) for t in targets[:2] + targets[3:]] == [values[k] for k in keys[:2] + keys[3:]]
+        assert outcomes[2] == Miss(keys[2], MissReason.CORRUPT)
+
+
+def test_a_read_that_fails_costs_no_block_that_can_be_read(tmp_path: Path, fs: FaultyFileSystem) -> None:
+    keys = names(3)
+    with Store.open(config(tmp_path), fs=fs) as store:
+        values = fill(store, keys, 10 * KIB)
+        fs.fail_at(1, errno.EIO, op="read_at")
+        targets = room(3, 10 * KIB)
+        assert all(store.get_many_into(keys, targets))
+        assert [bytes(t) for t in targets] == list(values.values())
+
+
+def test_get_many_into_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    with Store.open(config(tmp_path)) as store:
+        fill(store, [b"a", b"b"], 1000)
+        with pytest.raises(LimitError, match="2 keys and buffers for 1 blocks"):
+            store.get_many_into([b"a", b"b"], room(1, 1000))
+        with pytest.raises(LimitError, match="999 bytes, the block has 1000"):
+            store.get_many_into([b"a", b"b"], [bytearray(1000), bytearray(999)])
+        with pytest.raises(LimitError, match="writable"):
+            store.get_many_into([b"a"], [bytes(1000)])
 
 
 # -- get_many ----------------------------------------------------------------------------------------
