@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import Llama
 
-from bench.measure import alternate, spread, timed
+from bench.measure import alternate, read_files, spread, timed
 from bench.stores import config_of, hit
 from bench.workloads import model_files, prompt
 from kvtier import Store
@@ -75,6 +75,8 @@ def _measure(blocks: Sequence[bytes], folder: Path, repeats: int, means: set[str
         with Store.open(stores[codec]) as store:
             if cold:
                 means.add(page_cache.drop([folder / codec]))
+            else:
+                read_files(folder / codec)
             return timed(lambda: _read(store, keys))
 
     found: dict[str, Any] = {}

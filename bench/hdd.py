@@ -212,6 +212,7 @@ def _arms(
             fd = fs.open(path)
             if not aided:
                 fs.expect_jumps(fd)
+                fs.bypass_cache(fd)
             for at in range(0, size, _READ_BYTES):
                 fs.read_at(fd, [buffer.data[: min(_READ_BYTES, size - at)]], at)
             fs.close(fd)

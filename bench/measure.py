@@ -69,6 +69,14 @@ def folder_bytes(path: Path) -> int:
     return sum(f.stat().st_blocks * 512 for f in files if f.is_file())
 
 
+def read_files(folder: Path) -> None:
+    """Have all files of a folder in the page cache, whatever way they were written."""
+    for file in [f for f in folder.rglob("*") if f.is_file()]:
+        with file.open("rb", buffering=0) as opened:
+            while opened.read(1 << 20):
+                pass
+
+
 def kernel_bytes_written() -> int | None:
     """Bytes that this process caused to be written, as Linux counts them; None elsewhere."""
     try:

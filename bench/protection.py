@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bench.measure import alternate, spread, timed
+from bench.measure import alternate, read_files, spread, timed
 from bench.workloads import MIB, payloads
 from kvtier import Config, Hit, Store, single_key
 from kvtier_adapters.llama_cpp.demo import page_cache
@@ -45,6 +45,8 @@ def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
         for arm in arms.values():
             arm()  # once unmeasured: the first one pays for what is new
         for state, chosen in {"cold": {n: partial(cold, a) for n, a in arms.items()}, "warm": arms}.items():
+            if state == "warm":
+                read_files(Path(scratch))
             say(f"reading, {state}")
             rates = {name: spread(s) for name, s in alternate(chosen, repeats).items()}
             medians = {name: rate["median"] for name, rate in rates.items()}

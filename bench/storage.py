@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench import fio
-from bench.measure import alternate, alternate_with_peers, spread, timed
+from bench.measure import alternate, alternate_with_peers, read_files, spread, timed
 from bench.stores import config_of, hit
 from bench.workloads import MIB, Payload, payloads, stamped
 from kvtier import Config, Hit, Store
@@ -176,7 +176,8 @@ def _reads(folder: Path, raw: Path, blocks: list[Payload], repeats: int) -> dict
         return arm()
 
     for arm in arms.values():
-        arm()  # into the page cache
+        arm()  # once unmeasured
+    read_files(folder)
     warm = alternate(arms, repeats)
     no_fio = fio.why_not()
     if no_fio is None:

@@ -8,6 +8,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.conftest import Sizes
+from bench.measure import read_files
 from bench.stores import config_of, filled, hit, keys_of
 from kvtier import Store
 from kvtier_adapters.llama_cpp.demo import page_cache
@@ -24,6 +25,8 @@ def test_get_many(
         def setup() -> None:
             if cold:
                 benchmark.extra_info["page_cache"] = page_cache.drop([tmp_path])
+            else:
+                read_files(tmp_path)
 
         def read() -> None:
             for outcome in store.get_many(keys, keep=keep):

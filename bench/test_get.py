@@ -12,8 +12,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.conftest import Sizes
+from bench.measure import read_files
 from bench.modelled_disk import ModelledDisk
-from bench.peers.peer import read_files
 from bench.stores import config_of, fill, filled, hit, keys_of
 from kvtier import Store
 from kvtier_adapters.llama_cpp.demo import page_cache

@@ -16,12 +16,13 @@ from typing import Any, get_args
 import pytest
 
 from bench import goals, plots, report_peers
+from bench.measure import read_files
 from bench.peers import fleet as fleets
 from bench.peers import lmcache
 from bench.peers import worker as workers
 from bench.peers.compared import comparisons
 from bench.peers.fleet import Child, Fleet, Left
-from bench.peers.peer import Load, Peer, direct_flag, read_files, sync_files
+from bench.peers.peer import Load, Peer, direct_flag, sync_files
 from bench.peers.registry import ENTRIES, OURS, OURS_GET
 from bench.peers.worker import Worker
 from tests.faults.needs import why_no_strace
@@ -375,7 +376,7 @@ def test_reading_files_reads_all_of_them(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a", "in/b"):
         (tmp_path / name).write_bytes(bytes(3 << 20))
-    code = "import sys, pathlib; from bench.peers import peer; peer.read_files(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from bench.measure import read_files; read_files(pathlib.Path(sys.argv[1]))"
     trace = tmp_path.parent / "trace"
     command = ["strace", "-y", "-e", "trace=read", "-o", str(trace), sys.executable, "-c", code, str(tmp_path)]
     subprocess.run(command, timeout=120, check=True)

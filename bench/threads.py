@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.measure import alternate, spread, timed
+from bench.measure import alternate, read_files, spread, timed
 from bench.stores import config_of, fill, hit, keys_of
 from bench.workloads import MIB
 from kvtier import Store
@@ -63,13 +63,14 @@ def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
         def drop() -> None:
             means.add(page_cache.drop([folder / "disk"]))
 
+        warm = partial(read_files, folder / "disk")
         many = [keys[i % len(keys)] for i in range(gets)]
         for what, work, asked, before in (
             ("get from RAM", partial(get, memory), many, None),
             ("get_into from RAM", partial(get_into, memory), keys * 4, None),
             ("memcpy", copy, keys * 4, None),
-            ("get_into from the page cache", partial(get_into, disk), keys, None),
-            ("get from the page cache", partial(get, disk), keys, None),
+            ("get_into from the page cache", partial(get_into, disk), keys, warm),
+            ("get from the page cache", partial(get, disk), keys, warm),
             ("get_into from a cold SSD", partial(get_into, disk), keys, drop),
         ):
             say(what)

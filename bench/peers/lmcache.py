@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.measure import spread
+from bench.measure import read_files, spread
 from bench.peers.fleet import Left
-from bench.peers.peer import Survives, read_files, sync_files
+from bench.peers.peer import Survives, sync_files
 from bench.peers.registry import Kind
 from kvtier_adapters.llama_cpp.demo import page_cache
 

@@ -96,14 +96,6 @@ def sync_files(folder: Path) -> None:
             os.close(fd)
 
 
-def read_files(folder: Path) -> None:
-    """Have all files of a folder in the page cache, whatever way they were written."""
-    for file in [f for f in folder.rglob("*") if f.is_file()]:
-        with file.open("rb", buffering=0) as opened:
-            while opened.read(1 << 20):
-                pass
-
-
 def direct_flag() -> int:
     """``O_DIRECT``. Raises :class:`OSError` where there is none."""
     flag = getattr(os, "O_DIRECT", None)

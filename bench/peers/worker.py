@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.peers.peer import Load, Peer, read_files, sync_files
+from bench.measure import read_files
+from bench.peers.peer import Load, Peer, sync_files
 from bench.peers.registry import ENTRIES
 from bench.workloads import SEED, Payload, stamped
 from kvtier_adapters.llama_cpp.demo import page_cache
