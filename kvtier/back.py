@@ -370,11 +370,16 @@ class Back:
 
     def rotate_keys(self) -> int:
         """Encrypt with current keys what is encrypted with older ones; how many blocks those were."""
-        return Rotation(self.parts, self._reader, self._on_worker).run()
+        return Rotation(self.parts, self._reader, self._forget_keys, self._on_worker).run()
 
     def forget_keys(self) -> None:
         """Have the key provider asked anew from here on."""
-        self._on_worker(self.parts.vault.forget_keys)
+        self._on_worker(self._forget_keys)
+
+    def _forget_keys(self) -> None:
+        self.parts.vault.forget_keys()
+        if self._content_ids:
+            self._content_ids.forget()
 
     def _on_worker(self, job: Callable[[], _T]) -> _T:
         """What the job returns or raises, once the worker has done it."""
@@ -402,7 +407,7 @@ class Back:
             if not self._read_only:
                 self.save_recency()
             self._worker.stop()
+        finally:
             if self._content_ids:
                 self._content_ids.close()
-        finally:
             self.parts.close()

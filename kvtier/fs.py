@@ -371,8 +371,10 @@ class OsFileSystem(PortableFileSystem):
         return _open(path, create, write)
 
     def close(self, fd: int) -> None:
-        self._direct.forget(fd)
-        os.close(fd)
+        try:
+            self._direct.forget(fd)
+        finally:
+            os.close(fd)
 
     def write_at(self, fd: int, buffers: Sequence[memoryview | bytes], offset: int) -> int:
         views, done = flat_views(buffers), 0

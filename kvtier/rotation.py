@@ -32,13 +32,21 @@ class Rewritten(NamedTuple):
 
 
 class Rotation:
-    """One rotation. ``on_worker`` runs a job on the worker, and gives what it returns or raises."""
+    """One rotation. ``forget_keys``: runs on the worker, has the provider asked anew. ``on_worker`` runs a job there,
+    and gives what it returns or raises."""
 
-    def __init__(self, parts: Parts, reader: DiskReader, on_worker: Callable[[Callable[[], Any]], Any]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        reader: DiskReader,
+        forget_keys: Callable[[], None],
+        on_worker: Callable[[Callable[[], Any]], Any],
+    ) -> None:
         self._parts = parts
         self._vault = parts.vault
         self._ladder = parts.ladder
         self._reader = reader
+        self._forget_keys = forget_keys
         self._on_worker = on_worker
 
     def run(self) -> int:
@@ -55,7 +63,7 @@ class Rotation:
 
     def _turn_keys(self) -> None:
         self._parts.reseal()
-        self._vault.forget_keys()
+        self._forget_keys()
 
     def _with_older_keys(self, after: int) -> list[Wanted]:
         """Some blocks with higher ids than ``after``, up to 32 MiB; those too of which it cannot be told now."""

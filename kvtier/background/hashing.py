@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from kvtier.background.write_behind import Pending
 from kvtier.tiers.drafts import content_id_of
@@ -33,9 +34,10 @@ class ContentIds:
         long = {p: p.block for p in queued if p.block is not None and p.block.nbytes >= LEAST_BYTES}
         for gone in self._begun.keys() - long.keys():
             self._begun.pop(gone).cancel()
-        for pending, block in long.items():
-            if pending not in self._begun:
-                self._begun[pending] = self._thread.submit(content_id_of, self._vault, block)
+        with suppress(RuntimeError):  # no thread can be had: the interpreter is going down, or there are too many
+            for pending, block in long.items():
+                if pending not in self._begun:
+                    self._begun[pending] = self._thread.submit(content_id_of, self._vault, block)
 
     def of(self, pending: Pending, block: RamBlock) -> bytes:
         """The content id of a queued block. Raises :class:`kvtier.vault.KeyMissing`."""
@@ -43,6 +45,10 @@ class ContentIds:
         if begun is None or begun.cancel():
             return content_id_of(self._vault, block)
         return begun.result()
+
+    def forget(self) -> None:
+        """Begin anew with all of them: keys were forgotten, which ids depend on."""
+        self.expect(())
 
     def close(self) -> None:
         """End the thread."""
