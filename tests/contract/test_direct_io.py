@@ -39,7 +39,9 @@ class _Disk:
         self.others: list[int] = []  #: bytes of each other one
         self.allow = 1 << 30  #: bytes of one at most
         self.error: int | None = None
-        self.fd = self.fs.open(str(folder / "a"), create=True)
+        self.calls_before_error = 0
+        self.path = str(folder / "a")
+        self.fd = self.fs.open(self.path, create=True)
         self.fs.write_at(self.fd, [self.value], 0)
         self._reopen = _platform.reopen_direct
         self._twins: set[int | None] = set()
@@ -87,7 +89,7 @@ class _Disk:
             if fd not in self._twins:
                 self.others.append(call(fd, views, offset))
                 return self.others[-1]
-            if self.error is not None:
+            if self.error is not None and len(self.direct) >= self.calls_before_error:
                 raise OSError(self.error, os.strerror(self.error))
             self.direct.append(call(fd, cut(views, 0, self.allow), offset))
             return self.direct[-1]
@@ -167,6 +169,39 @@ def test_refused_direct_io_is_not_asked_for_again(disk: _Disk, code: int) -> Non
     disk.forget()
     disk.read()
     assert disk.direct == []
+
+
+def test_what_is_refused_in_the_middle_goes_on_through_the_cache(disk: _Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a write, and of a read, that are several calls each."""
+    monkeypatch.setattr(direct, "_BUFFER_BYTES", 1 << 20)
+    disk.error, disk.calls_before_error = errno.EINVAL, 2
+    disk.write([os.urandom(4 << 20)], 100)
+    assert disk.direct == [1 << 20, 1 << 20]
+    disk.value = Path(f"/proc/self/fd/{disk.fd}").read_bytes()
+    disk.fs.close(disk.fd)
+    disk.fd = disk.fs.open(disk.path, write=True)
+    disk.fs.bypass_cache(disk.fd)
+    disk.forget()
+    disk.calls_before_error = 4
+    assert disk.read() == disk.value
+    assert len(disk.direct) == 4
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_an_error_in_the_middle_of_a_write_is_raised(disk: _Disk, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """What was written before it stays; what the file had behind that is as it was."""
+    monkeypatch.setattr(direct, "_BUFFER_BYTES", 1 << 20)
+    disk.error, disk.calls_before_error = code, 1
+    given = os.urandom(3 << 20)
+    with pytest.raises(OSError, match=rf"^\[Errno {code}\]"):
+        disk.fs.write_at(disk.fd, [given], 0)
+    disk.error = None
+    found = Path(f"/proc/self/fd/{disk.fd}").read_bytes()
+    assert found == given[: 1 << 20] + disk.value[1 << 20 :]
+    disk.value = found
+    assert disk.read() == found
+    disk.write([given], 0)
+    assert len(disk.direct) > 1, "it was no refusal"
 
 
 def test_a_failing_disk_is_no_refusal(disk: _Disk) -> None:
