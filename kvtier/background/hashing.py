@@ -15,7 +15,7 @@ from contextlib import suppress
 from kvtier.background.write_behind import Pending
 from kvtier.tiers.drafts import content_id_of
 from kvtier.tiers.ram import RamBlock
-from kvtier.vault import Vault
+from kvtier.vault import KeyMissing, Vault
 
 #: Shorter blocks are hashed sooner than handed over.
 LEAST_BYTES = 256 << 10
@@ -42,9 +42,10 @@ class ContentIds:
     def of(self, pending: Pending, block: RamBlock) -> bytes:
         """The content id of a queued block. Raises :class:`kvtier.vault.KeyMissing`."""
         begun = self._begun.pop(pending, None)
-        if begun is None or begun.cancel():
-            return content_id_of(self._vault, block)
-        return begun.result()
+        if begun is not None and not begun.cancel():
+            with suppress(KeyMissing):  # it was asked for early: the provider may have it by now
+                return begun.result()
+        return content_id_of(self._vault, block)
 
     def forget(self) -> None:
         """Begin anew with all of them: keys were forgotten, which ids depend on."""

@@ -20,7 +20,7 @@ from kvtier.background.write_behind import Pending
 from kvtier.identity import Identity
 from kvtier.tiers.drafts import content_id_of
 from kvtier.tiers.ram import RamBlock
-from kvtier.vault import KeyMissing, Vault
+from kvtier.vault import KeyMissing, KeyUnavailable, Vault
 from tests.stores import KIB, MIB, config, names, noise, tier, value_of
 
 VAULT = Vault(Identity(bytes(16), bytes(32), "test"))
@@ -140,8 +140,20 @@ def test_keys_that_are_missing_are_said_to_whoever_asks(ids: ContentIds, monkeyp
     for item in (first, second):
         with pytest.raises(KeyMissing, match="there is none"):
             of(ids, item)
+
+
+def test_keys_that_were_asked_for_too_early_are_asked_for_again(
+    ids: ContentIds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unavailable(vault: Vault, block: RamBlock) -> bytes:
+        raise KeyUnavailable("the provider is away")
+
+    monkeypatch.setattr(hashing, "content_id_of", unavailable)
+    item = pending(0)
+    ids.expect([item])
+    assert isinstance(ids._begun[item].exception(), KeyUnavailable)
     monkeypatch.undo()
-    assert of(ids, first) == right(first), "a key that came back is asked for anew"
+    assert of(ids, item) == right(item)
 
 
 def test_ids_from_before_keys_were_forgotten_are_not_used(ids: ContentIds, held: Held) -> None:
