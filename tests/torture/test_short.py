@@ -34,7 +34,7 @@ def test_stage(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 #: Of stages that do not always have them: seeds of long blocks.
-LONG_SEEDS = {"damage": 15, "simulation": 3, "power": 7, "threads": 2}
+LONG_SEEDS = {"damage": 15, "simulation": 3, "power": 7}
 
 
 @pytest.mark.skipif(why_not_direct() is not None, reason=str(why_not_direct()))
