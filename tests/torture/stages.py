@@ -118,31 +118,44 @@ def _mix(made: Config, keys: Sequence[bytes], seed: int, punches: bool) -> None:
 
 
 def run_syscall(case: Case) -> Counter[str]:
-    """The fault that has the seed as its number; behind the last one comes the first."""
-    name, fault, n, scale = _syscall_faults()[case.seed % len(_syscall_faults())]
-    result = syscalls.run_call(name, fault, n, scale=scale)
+    """The fault that has the seed as its number, each fourth of long blocks; behind the last one comes the first."""
+    is_long = case.seed % 4 == 3
+    faults = _direct_faults() if is_long else _syscall_faults()
+    number = case.seed // 4 if is_long else case.seed - case.seed // 4
+    name, fault, n = faults[number % len(faults)]
+    result = syscalls.run_call(name, fault, n, scale=syscalls.LONG if is_long else syscalls.SHORT)
     assert result.failure is None, f"after {result}"
-    return Counter(calls=1, kills=int(fault == "SIGKILL"), long_blocks=int(SCALES[scale].is_long)) + result.direct
+    return Counter(calls=1, kills=int(fault == "SIGKILL"), long_blocks=int(is_long)) + result.direct
 
 
 @cache
-def _syscall_faults() -> list[tuple[str, str, int, str]]:
-    """Every way to fail of every system call; with long blocks, of direct writes and what comes next after them. In a
-    fixed order that mixes them."""
+def _syscall_faults() -> list[tuple[str, str, int]]:
+    """Every way to fail of every system call, in a fixed order that mixes them."""
     found = [
-        (name, fault, n, syscalls.SHORT)
+        (name, fault, n)
         for name, count in sorted(syscalls.calls().items())
         for fault in syscalls.faults_of(name)
         for n in range(1, count + 1)
     ]
-    found += [
-        (name, fault, n, syscalls.LONG)
+    random.Random(0).shuffle(found)
+    return found
+
+
+@cache
+def _direct_faults() -> list[tuple[str, str, int]]:
+    """The same of direct writes, and of what comes next after them."""
+    found = [
+        (name, fault, n)
         for name in ("pwritev2", "fdatasync", "pwrite64")
         for fault in (syscalls.FAULTS if name == "pwritev2" else ("EIO", "SIGKILL"))
         for n in syscalls.direct_calls(name)
     ]
     random.Random(0).shuffle(found)
     return found
+
+
+def _all_syscalls() -> int:
+    return 4 * max(len(_direct_faults()), -(-len(_syscall_faults()) // 3))
 
 
 def run_lossy(case: Case) -> Counter[str]:
@@ -164,7 +177,7 @@ STAGES = [
     Stage("calls", run_fault, lambda: len(faults()), 2),
     Stage("kills", run_kills, lambda: 200, 2, why_not=why_no_kills),
     Stage("power", run_power, lambda: 500, 1.5),
-    Stage("syscalls", run_syscall, lambda: len(_syscall_faults()), 1.5, why_not=why_no_strace),
+    Stage("syscalls", run_syscall, _all_syscalls, 1.5, why_not=why_no_strace),
     Stage("lossy", run_lossy, lambda: 500, 1.5, why_not=why_no_fuse),
     Stage("damage", run_damage, lambda: 500, 1),
     Stage("index", run_index_damage, lambda: 500, 1),
