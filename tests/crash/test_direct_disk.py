@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import random
 import shutil
@@ -20,6 +19,7 @@ from tests.clocks import HandClock
 from tests.direct import LONG_MAX, length_of, why_not_direct
 from tests.stores import MIB, config, names, noise, tier, value_of
 
+fcntl = pytest.importorskip("fcntl")
 pytestmark = pytest.mark.skipif(why_not_direct() is not None, reason=str(why_not_direct()))
 
 Write = Callable[[int, list[memoryview], int], int]

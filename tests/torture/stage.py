@@ -110,20 +110,21 @@ def run_stage(
             told = now
             progress(str(tally))
     count = tally.counts["long_blocks"]
-    if count >= _LONG_CASES and not tally.counts["direct_writes"] and why_not_direct(_folder()) is None:
+    if count >= _LONG_CASES and not tally.counts["direct_writes"] and why_not_direct(place()) is None:
         tally.failed += 1
         tally.failures.append(f"no block was written directly in {count} cases of long ones")
     return tally
 
 
-def _folder() -> Path | None:
+def place() -> Path | None:
+    """Where cases have their folders; None: where temporary files are."""
     return MEMORY if MEMORY.is_dir() else None
 
 
 @contextmanager
 def fresh_folder() -> Iterator[Path]:
     """An empty folder, in memory where the platform has such a place."""
-    folder = Path(tempfile.mkdtemp(prefix="kvtier-torture-", dir=_folder()))
+    folder = Path(tempfile.mkdtemp(prefix="kvtier-torture-", dir=place()))
     try:
         yield folder
     finally:

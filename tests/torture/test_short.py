@@ -17,7 +17,7 @@ from tests.direct import why_not_direct
 from tests.torture.__main__ import main
 from tests.torture.simulation import Simulation
 from tests.torture.soak import growth, live, why_no_soak
-from tests.torture.stage import MEMORY, Case, Stage, fresh_folder, run_stage
+from tests.torture.stage import MEMORY, Case, Stage, fresh_folder, place, run_stage
 from tests.torture.stages import STAGES
 
 #: Of the stages that have no short form elsewhere: how many seeds.
@@ -37,7 +37,7 @@ def test_stage(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 LONG_SEEDS = {"damage": 15, "simulation": 3, "power": 7}
 
 
-@pytest.mark.skipif(why_not_direct() is not None, reason=str(why_not_direct()))
+@pytest.mark.skipif(why_not_direct(place()) is not None, reason=str(why_not_direct(place())))
 @pytest.mark.parametrize("name", LONG_SEEDS)
 def test_stage_of_long_blocks(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["--only", name, "--seed", str(LONG_SEEDS[name]), "--cases", "1", "--json", "--seconds", "1e9"])
@@ -148,7 +148,7 @@ def test_failures_are_counted_by_kind_and_named_by_seed(error: Exception, counte
     assert "outer" in tally.failures[0]
 
 
-@pytest.mark.skipif(why_not_direct() is not None, reason=str(why_not_direct()))
+@pytest.mark.skipif(why_not_direct(place()) is not None, reason=str(why_not_direct(place())))
 def test_long_blocks_that_are_never_written_directly_are_found_out() -> None:
     stage = Stage("some", lambda case: Counter(long_blocks=1, direct_writes=case.seed // 10), lambda: 4, 1)
     told = run_stage(stage, 0, cases=4, seconds=None)

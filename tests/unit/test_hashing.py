@@ -207,6 +207,24 @@ def test_a_store_finds_equal_contents_with_and_without(tmp_path: Path) -> None:
             assert value_of(store.get(b"k11")) == noise(3, 300 * KIB + 3)
 
 
+def test_blocks_that_are_replaced_or_deleted_while_they_are_hashed(tmp_path: Path, held: Held) -> None:
+    values = {key: noise((key, "new"), 300 * KIB + 1) for key in names(4)}
+    with Store.open(config(tmp_path, BIG)) as store:
+        for key in names(8):
+            store.put(key, noise(key, 300 * KIB))
+        held.has_begun.acquire()
+        for key, value in values.items():
+            store.put(key, value)
+        for key in names(8)[4:]:
+            store.delete(key)
+        held.go.set()
+        store.flush()
+        assert [value_of(store.get(key)) for key in values] == list(values.values())
+    with Store.open(config(tmp_path, BIG)) as store:
+        assert [value_of(store.get(key)) for key in values] == list(values.values())
+        assert store.stats().blocks == 4
+
+
 @contextmanager
 def keys_forgotten_meanwhile(store: Store, change: Callable[[], None]) -> Iterator[None]:
     """Inside, the worker waits. Then ids of what is queued are found; keys change and are forgotten; and it goes on."""
