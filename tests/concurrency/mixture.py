@@ -7,15 +7,20 @@ import random
 import threading
 import zlib
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from kvtier import Config, Hit, HitInto, Miss, MissReason, Store
 from tests.stores import KIB, MIB, config, names, noise, tier, value_of
 
 KEYS = names(60)
+#: Of as many, half of them with blocks that are long enough to be written and read directly.
+LONG_KEYS = names(60, "long")
 #: Each key's values have one size, so that ``get_into`` can be used whatever the version.
-SIZES = {key: 500 + 1600 * i for i, key in enumerate(KEYS)}
-_POOL = noise("pool", MIB + 96 * KIB)
+SIZES = {key: 500 + 1600 * i for i, key in enumerate(KEYS)} | {
+    key: 700 + 9001 * i + (600 * KIB if i % 2 else 0) for i, key in enumerate(LONG_KEYS)
+}
+_POOL = noise("pool", 3 * MIB)
 
 
 def value(key: bytes, version: int) -> bytes:
@@ -56,16 +61,18 @@ class Versions:
             assert outcome.reason is MissReason.ABSENT
 
 
-def work(store: Store, versions: Versions, seed: int, rounds: int, *, pins: bool = True) -> int:
+def work(
+    store: Store, versions: Versions, seed: int, rounds: int, *, pins: bool = True, keys: Sequence[bytes] = KEYS
+) -> int:
     """One thread's mixture of everything; returns its hits."""
     rng, hits, pinned = random.Random(seed), 0, list[bytes]()
     for _ in range(rounds):
-        i = rng.randrange(len(KEYS))
-        key = KEYS[i]
+        i = rng.randrange(len(keys))
+        key = keys[i]
         known = versions.done[key]
         match rng.randrange(12):
             case 0 | 1 | 2:
-                versions.put(store, key, KEYS[i - 1] if i % 10 else None)
+                versions.put(store, key, keys[i - 1] if i % 10 else None)
             case 3 | 4 | 5:
                 outcome = store.get(key)
                 versions.check(key, known, outcome)
@@ -77,14 +84,14 @@ def work(store: Store, versions: Versions, seed: int, rounds: int, *, pins: bool
                     assert version_of(key, bytes(target), into.meta) >= known
                     hits += 1
             case 7:
-                wanted = [KEYS[rng.randrange(len(KEYS))] for _ in range(8)]
+                wanted = [keys[rng.randrange(len(keys))] for _ in range(8)]
                 known_by = {k: versions.done[k] for k in wanted}
                 for k, outcome in zip(wanted, store.get_many(wanted), strict=True):
                     versions.check(k, known_by[k], outcome)
                     hits += bool(outcome)
             case 8:
-                store.prefetch(KEYS[i : i + 10])
-                assert 0 <= store.match(KEYS[i : i + 10]) <= 10
+                store.prefetch(keys[i : i + 10])
+                assert 0 <= store.match(keys[i : i + 10]) <= 10
             case 9:
                 versions.delete(store, key) if rng.random() < 0.3 else store.contains(key)
             case 10:
@@ -113,4 +120,17 @@ def small(folder: Path, codec: str = "none", ram: int = 256 * KIB) -> Config:
         queue=256 * KIB,
         value_bytes_max=96 * KIB,
         prefetch={"bytes_max": 128 * KIB, "coalesce_bytes_max": 64 * KIB, "threads": 4},
+    )
+
+
+def long(folder: Path) -> Config:
+    """The same for long blocks (30 MiB), on a disk that is written and read directly but for its lower tier."""
+    return config(
+        folder,
+        tier("t0", bytes_max=16 * MIB, segment_bytes=4 * MIB),
+        tier("t1", bytes_max=8 * MIB, segment_bytes=4 * MIB, page_cache=True),
+        ram=2 * MIB,
+        queue=8 * MIB,
+        value_bytes_max=2 * MIB,
+        prefetch={"bytes_max": 8 * MIB, "coalesce_bytes_max": 2 * MIB, "threads": 4},
     )

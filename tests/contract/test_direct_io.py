@@ -39,7 +39,9 @@ class _Disk:
         self.others: list[int] = []  #: bytes of each other one
         self.allow = 1 << 30  #: bytes of one at most
         self.error: int | None = None
-        self.fd = self.fs.open(str(folder / "a"), create=True)
+        self.calls_before_error = 0
+        self.path = str(folder / "a")
+        self.fd = self.fs.open(self.path, create=True)
         self.fs.write_at(self.fd, [self.value], 0)
         self._reopen = _platform.reopen_direct
         self._twins: set[int | None] = set()
@@ -87,7 +89,7 @@ class _Disk:
             if fd not in self._twins:
                 self.others.append(call(fd, views, offset))
                 return self.others[-1]
-            if self.error is not None:
+            if self.error is not None and len(self.direct) >= self.calls_before_error:
                 raise OSError(self.error, os.strerror(self.error))
             self.direct.append(call(fd, cut(views, 0, self.allow), offset))
             return self.direct[-1]
@@ -192,6 +194,39 @@ def test_without_memory_for_a_buffer_it_goes_on_as_always(disk: _Disk, monkeypat
     assert disk.direct == []
     disk.fs.write_at(disk.fd, [aligned(bytes(512 << 10))], 4096)
     assert disk.direct == [512 << 10], "this one needs none"
+
+
+def test_what_is_refused_in_the_middle_goes_on_through_the_cache(disk: _Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a write, and of a read, that are several calls each."""
+    monkeypatch.setattr(direct, "CALL_BYTES_MAX", 1 << 20)
+    disk.error, disk.calls_before_error = errno.EINVAL, 2
+    disk.write([os.urandom(4 << 20)], 100)
+    assert disk.direct == [1 << 20, 1 << 20]
+    disk.value = Path(f"/proc/self/fd/{disk.fd}").read_bytes()
+    disk.fs.close(disk.fd)
+    disk.fd = disk.fs.open(disk.path, write=True)
+    disk.fs.bypass_cache(disk.fd)
+    disk.forget()
+    disk.calls_before_error = 4
+    assert disk.read() == disk.value
+    assert len(disk.direct) == 4
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_an_error_in_the_middle_of_a_write_is_raised(disk: _Disk, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """What was written before it stays; what the file had behind that is as it was."""
+    monkeypatch.setattr(direct, "CALL_BYTES_MAX", 1 << 20)
+    disk.error, disk.calls_before_error = code, 1
+    given = os.urandom(3 << 20)
+    with pytest.raises(OSError, match=rf"^\[Errno {code}\]"):
+        disk.fs.write_at(disk.fd, [given], 0)
+    disk.error = None
+    found = Path(f"/proc/self/fd/{disk.fd}").read_bytes()
+    assert found == given[: 1 << 20] + disk.value[1 << 20 :]
+    disk.value = found
+    assert disk.read() == found
+    disk.write([given], 0)
+    assert len(disk.direct) > 1, "it was no refusal"
 
 
 def test_a_failing_disk_is_no_refusal(disk: _Disk) -> None:
@@ -370,5 +405,5 @@ def test_what_a_tier_reads_and_writes_so(
     with Store.open(c) as store:
         assert [value_of(hit) for hit in store.get_many(keys, keep=keep)] == list(values.values())
     for nbytes in moved.values():
-        assert (nbytes > 0.9 * len(keys) * size) == (not page_cache), moved
+        assert (nbytes > len(keys) * size // 2) == (not page_cache), moved  # the system may read ahead of the store
         assert not (page_cache and nbytes)

@@ -17,9 +17,13 @@ from pathlib import Path
 
 from kvtier import Config, Hit, Store
 from tests.crash import victim
-from tests.crash.oracle import Oracle, WrongBytes, check_usable, tell_of_losses, two_tiers
+from tests.crash.oracle import Oracle, WrongBytes, check_usable, tell_of_losses
+from tests.crash.scale import LONG, SHORT
 from tests.crash.victim import KEYS, WRITERS, Manner, Said, is_value_of, key_of
 from tests.stores import KIB, MIB, settle, value_of
+
+SHORT_ONES = SHORT["blocks are evicted"]._replace(top_bytes=2 * MIB, low_bytes=512 * KIB)
+LONG_ONES = LONG["long blocks are evicted"]._replace(top_bytes=16 * MIB)
 
 
 def kill_again_and_again(folder: Path, seed: int, kills: int, manner: Manner) -> Counter[str]:
@@ -27,7 +31,8 @@ def kill_again_and_again(folder: Path, seed: int, kills: int, manner: Manner) ->
 
     Before every fourth opening the index is removed.
     """
-    settings = two_tiers(folder, top_bytes=2 * MIB, low_bytes=512 * KIB, **manner.policies())
+    scale = LONG_ONES if manner.long else SHORT_ONES
+    settings = scale.settings(folder, **manner.policies())
     oracles = [Oracle() for _ in range(WRITERS)]
     keys = manner.keys()
     said: Counter[str] = Counter()
@@ -45,8 +50,8 @@ def kill_again_and_again(folder: Path, seed: int, kills: int, manner: Manner) ->
                 except AssertionError as e:
                     raise type(e)(f"after kill {number}: {e}") from e
                 oracle.saw(store)
-    roomy = two_tiers(folder, top_bytes=16 * MIB, low_bytes=512 * KIB)  # however much its readers made the index grow
-    check_usable(roomy, oracles[0], keys)
+    roomy = scale._replace(top_bytes=32 * MIB)  # however much its readers made the index grow
+    check_usable(roomy.settings(folder), oracles[0], keys)
     return said
 
 

@@ -7,15 +7,13 @@ from pathlib import Path
 
 from kvtier.fs import OsFileSystem
 from kvtier.testing import Call, FaultyFileSystem, SimulatedCrash
-from tests.crash.oracle import check_usable, die, reopen, two_tiers
+from tests.crash.oracle import check_usable, die, reopen
+from tests.crash.scale import SHORT, Scale
 from tests.crash.workload import Workload
-from tests.stores import KIB
-
-LOW_BYTES = {"all of it fits": 32 << 20, "blocks are evicted": 256 * KIB}
 
 
-def prepared(folder: Path, low_bytes: int = LOW_BYTES["all of it fits"]) -> Workload:
-    return Workload(two_tiers(folder, low_bytes=low_bytes), FaultyFileSystem(OsFileSystem()))
+def prepared(folder: Path, scale: Scale = SHORT["all of it fits"]) -> Workload:
+    return Workload(scale, folder, FaultyFileSystem(OsFileSystem()))
 
 
 def faulty(workload: Workload) -> FaultyFileSystem:
@@ -35,8 +33,8 @@ def run(workload: Workload) -> bool:
     return died
 
 
-def count_calls(folder: Path, low_bytes: int) -> FaultyFileSystem:
-    workload = prepared(folder, low_bytes)
+def count_calls(folder: Path, scale: Scale) -> FaultyFileSystem:
+    workload = prepared(folder, scale)
     workload.run()
     return faulty(workload)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from kvtier import Config, Hit, KeyProvider, MissReason, Store
@@ -15,9 +14,8 @@ from kvtier.testing import FaultyFileSystem
 from kvtier.tiers.ladder import Ladder
 from kvtier.tiers.ledger import Ledger
 from tests.crash.lifetimes import Lifetimes
-from tests.stores import KIB, MIB, config, noise, settle, tier, value_of
-
-BLOCK_BYTES = 16 * KIB
+from tests.crash.scale import BLOCK_BYTES
+from tests.stores import noise, settle, value_of
 
 
 class WrongBytes(AssertionError):
@@ -26,17 +24,6 @@ class WrongBytes(AssertionError):
 
 class LostBlock(AssertionError):
     """A store gave no value where it had promised one."""
-
-
-def two_tiers(folder: Path, *, top_bytes: int = 768 * KIB, low_bytes: int = 32 * MIB, **policies: object) -> Config:
-    """Two tiers, the upper one with room for some 20 blocks (its cap counts the index, and 256 KiB of slack),
-    in segments of 64 KiB; no RAM, so that every answer comes from disk. ``policies``: of both."""
-    return config(
-        folder,
-        tier("top", bytes_max=top_bytes, segment_bytes=64 * KIB, **policies),
-        tier("low", bytes_max=low_bytes, segment_bytes=64 * KIB, **policies),
-        value_bytes_max=32 * KIB,
-    )
 
 
 class Oracle:

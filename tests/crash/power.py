@@ -16,19 +16,20 @@ from kvtier.fs import OsFileSystem
 from kvtier.index.lmdb_index import LmdbIndex, WriteTxn
 from kvtier.running import RUNNING_FILE
 from kvtier.testing import FaultyFileSystem, SimulatedCrash
-from tests.crash.oracle import check_usable, die, reopen, two_tiers
+from tests.crash.oracle import check_usable, die, reopen
+from tests.crash.scale import Scale
 from tests.crash.workload import Workload
 
 #: What the power takes of the index.
 LOST = ("nothing of the index", "its last commit", "all of it")
 
 
-def lose_power(folder: Path, seed: int, low_bytes: int, lost: str, calls: int, compaction: str = "reclaim") -> None:
+def lose_power(folder: Path, seed: int, scale: Scale, lost: str, calls: int, compaction: str = "reclaim") -> None:
     """Run the workload until some one of its ``calls``, lose what was not synced, recover, lose again, and check."""
     rng = random.Random(seed)
     index_before = folder / "index before"
     with index_copied_to(index_before):
-        workload, fs = run_until(rng.randint(1, calls), folder, low_bytes, compaction)
+        workload, fs = run_until(rng.randint(1, calls), folder, scale, compaction)
     die(workload.store, fs)
     fs.lose_unsynced(seed, keep_probability=rng.choice([0, 0.5, 0.9]))
     new_boot(folder / "store")
@@ -49,13 +50,11 @@ def lose_power(folder: Path, seed: int, low_bytes: int, lost: str, calls: int, c
     check_usable(workload.settings, workload.oracle)
 
 
-def run_until(
-    call: int, folder: Path, low_bytes: int, compaction: str = "reclaim"
-) -> tuple[Workload, FaultyFileSystem]:
+def run_until(call: int, folder: Path, scale: Scale, compaction: str = "reclaim") -> tuple[Workload, FaultyFileSystem]:
     """The workload, dead in this call (0: at its end)."""
     fs = FaultyFileSystem(OsFileSystem(), power_loss=True)
     fs.crash_at(call)
-    workload = Workload(two_tiers(folder, low_bytes=low_bytes, compaction=compaction, compaction_dead_ratio=0.1), fs)
+    workload = Workload(scale, folder, fs, compaction=compaction, compaction_dead_ratio=0.1)
     with suppress(SimulatedCrash):
         workload.run()
     return workload, fs

@@ -15,9 +15,10 @@ from kvtier import BlockState, Store
 from kvtier.fs import OsFileSystem
 from kvtier.index.lmdb_index import LmdbIndex, WriteTxn
 from kvtier.testing import FaultyFileSystem, SimulatedCrash
-from tests.crash.oracle import die, reopen, two_tiers
+from tests.crash.oracle import die, reopen
+from tests.crash.scale import SHORT
 from tests.crash.workload import Workload
-from tests.stores import KIB, config, disk_tier, fill
+from tests.stores import config, disk_tier, fill
 
 FreshFolder = Callable[[], Path]
 EVERY = 2
@@ -28,7 +29,7 @@ class WatchedWorkload(Workload):
 
     def __init__(self, folder: Path) -> None:
         self.faulty = FaultyFileSystem(OsFileSystem(), power_loss=True)
-        super().__init__(two_tiers(folder, low_bytes=256 * KIB), self.faulty)
+        super().__init__(SHORT["blocks are evicted"], folder, self.faulty)
         self.was_stored: set[bytes] = set()
 
     def flush(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from kvtier import FlushError, Store
 from kvtier.tiers.disk import DiskTier
-from tests.crash.oracle import two_tiers
+from tests.crash.scale import SHORT
 from tests.stores import KIB, config, fill, names, noise, settle, tier, value_of
 
 
@@ -40,7 +40,7 @@ def test_of_a_group_that_does_not_fit_the_rest_is_written(tmp_path: Path) -> Non
 def test_a_block_that_is_evicted_while_it_moves_up_stays_gone(tmp_path: Path) -> None:
     """Making room above takes room below, from the very block that was to move: whoever looked for it then was told
     that it is not there."""
-    with Store.open(two_tiers(tmp_path, low_bytes=256 * KIB), background=False) as store:
+    with Store.open(SHORT["blocks are evicted"].settings(tmp_path), background=False) as store:
         for key in names(60):  # one by one, so that both tiers are full to the brim
             fill(store, [key], 20 * KIB)
         assert store._back is not None

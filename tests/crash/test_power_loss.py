@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.operations import LOW_BYTES
 from tests.crash.power import LOST, lose_power, run_until
+from tests.crash.scale import SHORT, Scale
 
 SEEDS = 50
 
 
-@pytest.mark.parametrize("low_bytes", LOW_BYTES.values(), ids=LOW_BYTES)
+@pytest.mark.parametrize("scale", SHORT.values(), ids=SHORT)
 @pytest.mark.parametrize("lost", LOST)
-def test_power_loss(fresh_folder: Callable[[], Path], low_bytes: int, lost: str) -> None:
+def test_power_loss(fresh_folder: Callable[[], Path], scale: Scale, lost: str) -> None:
     """The power may fail again while the store recovers."""
-    calls = run_until(0, fresh_folder(), low_bytes)[1].calls
+    calls = run_until(0, fresh_folder(), scale)[1].calls
     for seed in range(SEEDS):
         try:
-            lose_power(fresh_folder(), seed, low_bytes, lost, calls)
+            lose_power(fresh_folder(), seed, scale, lost, calls)
         except Exception as e:
             raise AssertionError(f"seed {seed}") from e

@@ -13,19 +13,23 @@ from typing import NamedTuple
 from kvtier import Config, FlushError, Hit, KeyProvider, Store, single_key
 from kvtier.fs import FileSystem, OsFileSystem, PortableFileSystem
 from tests.crash.oracle import tell_of_losses
+from tests.direct import LONG, counted
 from tests.stores import noise, value_of
 
 WRITERS, KEYS = 2, 100
+VERSIONS = LONG_VERSIONS = 1 << 20
 
 
 class Manner(NamedTuple):
     """How the victim keeps its store: whether holes are punched in segments, whether it is encrypted, whether what
-    lives in sparse segments is copied, and whether its tiers take in chains only."""
+    lives in sparse segments is copied, whether its tiers take in chains only, and whether some of its blocks are long,
+    which are written and read directly."""
 
     punches: bool = True
     encrypted: bool = False
     copies: bool = False
     choosy: bool = False
+    long: bool = False
 
     def fs(self) -> FileSystem:
         return OsFileSystem() if self.punches else PortableFileSystem()
@@ -43,7 +47,7 @@ class Manner(NamedTuple):
 
 class Said(NamedTuple):
     """``put`` and ``delete`` are said before they are asked for, ``flushed`` and ``failed`` after, ``dropped`` before
-    the store gives a block up."""
+    the store gives a block up; ``direct_writes`` and ``direct_reads`` after there was one."""
 
     what: str
     writer: int
@@ -56,8 +60,9 @@ def key_of(writer: int, number: int) -> bytes:
 
 
 def value(key: bytes, version: int) -> bytes:
-    """Says which it is, so that a reader without the oracle knows a wrong byte too. Some contents are shared."""
-    size = random.Random(version).choice([0, 50, 16_000, 24_000, 31_000])
+    """Says which it is, so that a reader without the oracle knows a wrong byte too. Some contents are shared, and those
+    of versions from :data:`LONG_VERSIONS` on are long."""
+    size = random.Random(version).choice(LONG if version >= LONG_VERSIONS else [0, 50, 16_000, 24_000, 31_000])
     name = key if version % 3 else b"shared"
     return b"%s %d " % (name, version) + noise((name, version), size)
 
@@ -93,12 +98,12 @@ def main(settings: Config, pipe: Connection, seed: int, manner: Manner) -> None:
         say(dropped(by_id[block_id]))
 
     tell_of_losses(None, say_dropped)
-    with Store.open(settings, fs=manner.fs(), keys=manner.keys()) as store:
+    with counted(lambda what: say(Said(what, 0))), Store.open(settings, fs=manner.fs(), keys=manner.keys()) as store:
         by_id.update(names_of(store))
         say(Said("opened", 0))
         known.set()
         for writer in range(WRITERS):
-            threading.Thread(target=write_for_ever, args=(store, say, writer, seed), daemon=True).start()
+            threading.Thread(target=write_for_ever, args=(store, say, writer, seed, manner.long), daemon=True).start()
         read_for_ever(store, seed)
 
 
@@ -108,7 +113,7 @@ def give_up(args: threading.ExceptHookArgs) -> None:
     os._exit(1)
 
 
-def write_for_ever(store: Store, say: Callable[[Said], None], writer: int, seed: int) -> None:
+def write_for_ever(store: Store, say: Callable[[Said], None], writer: int, seed: int, long: bool) -> None:
     rng = random.Random(seed * WRITERS + writer)
     latest: dict[bytes, int] = {}
     while True:
@@ -121,7 +126,7 @@ def write_for_ever(store: Store, say: Callable[[Said], None], writer: int, seed:
                 store.delete(key)
             else:
                 is_renewed = key in latest and rng.random() < 0.2  # the same once more, with another time to live
-                version = latest[key] = latest[key] if is_renewed else rng.randrange(1 << 20)
+                version = latest[key] = latest[key] if is_renewed else drawn(rng, long)
                 ttl = rng.choice([0, 0, 86_400, 1_000_000])  # longer than all of this takes
                 say(Said("put", writer, key, version))
                 store.put(key, value(key, version), parent=key_of(writer, number // 2), ttl=ttl)
@@ -131,6 +136,10 @@ def write_for_ever(store: Store, say: Callable[[Said], None], writer: int, seed:
             say(Said("failed", writer))
         else:
             say(Said("flushed", writer))
+
+
+def drawn(rng: random.Random, long: bool) -> int:
+    return rng.randrange(VERSIONS) + (LONG_VERSIONS if long and rng.random() < 0.2 else 0)
 
 
 def read_for_ever(store: Store, seed: int) -> None:

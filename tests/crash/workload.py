@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from kvtier import FlushError, Hit, KvtierError, Store
-from kvtier.config import Config
 from kvtier.fs import FileSystem
-from tests.crash.oracle import BLOCK_BYTES, Oracle, tell_of_losses
-from tests.stores import names, noise, settle, value_of
+from tests.crash.oracle import Oracle, tell_of_losses
+from tests.crash.scale import Scale
+from tests.stores import names, settle, value_of
 
 CHAIN_A, CHAIN_B, SMALL = names(8, "a"), names(24, "b"), names(6, "s")
 
@@ -34,8 +35,10 @@ class DiskStayedBad(Exception):
 class Workload:
     """Runs on a file system that may fail or die under it; the oracle is told what was acknowledged."""
 
-    def __init__(self, settings: Config, fs: FileSystem) -> None:
-        self.settings = settings
+    def __init__(self, scale: Scale, folder: Path, fs: FileSystem, **policies: object) -> None:
+        """``policies``: of both tiers."""
+        self.settings = scale.settings(folder, **policies)
+        self.block = scale.block
         self.fs = fs
         self.oracle = Oracle()
         self.store: Store | None = None
@@ -61,19 +64,19 @@ class Workload:
 
     def chain_with_duplicates(self) -> None:
         self.put_chain(CHAIN_A)
-        self.put(b"copy0", block(CHAIN_A[0]))
-        self.put(b"copy3", block(CHAIN_A[3]))
+        self.put(b"copy0", self.block(CHAIN_A[0]))
+        self.put(b"copy3", self.block(CHAIN_A[3]))
         self.flush()
 
     def overwrite_and_delete(self) -> None:
         """Also what shares its content with what comes or goes in the same group."""
-        self.put(CHAIN_A[0], block("a0 again"))
-        self.put(CHAIN_A[1], block("a1 again"))
-        self.put(b"heir", block(CHAIN_A[1]))
+        self.put(CHAIN_A[0], self.block("a0 again"))
+        self.put(CHAIN_A[1], self.block("a1 again"))
+        self.put(b"heir", self.block(CHAIN_A[1]))
         self.delete(CHAIN_A[7])
-        self.put(b"heir too", block(CHAIN_A[7]))
+        self.put(b"heir too", self.block(CHAIN_A[7]))
         self.flush()
-        self.put(CHAIN_A[1], block("a1 again"), meta=b"other meta")
+        self.put(CHAIN_A[1], self.block("a1 again"), meta=b"other meta")
         self.delete(b"copy3")
         self.flush()
 
@@ -90,7 +93,7 @@ class Workload:
 
     def small_blocks(self) -> None:
         for key in SMALL:
-            self.put(key, block(key)[:100])
+            self.put(key, self.block(key)[:100])
         self.put(SMALL[0], b"")
         self.flush()
 
@@ -128,7 +131,7 @@ class Workload:
 
     def put_chain(self, keys: Sequence[bytes]) -> None:
         for parent, key in zip([None, *keys], keys, strict=False):
-            self.put(key, block(key), parent=parent)
+            self.put(key, self.block(key), parent=parent)
 
     def put(self, key: bytes, data: bytes, *, meta: bytes = b"", parent: bytes | None = None) -> None:
         assert self.store is not None
@@ -152,7 +155,3 @@ class Workload:
             self.oracle.failed()
         else:
             self.oracle.flushed()
-
-
-def block(name: str | bytes) -> bytes:
-    return noise(name, BLOCK_BYTES)

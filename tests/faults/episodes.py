@@ -15,6 +15,7 @@ from kvtier import FlushError, Miss, MissReason, Store
 from kvtier.events import Event, SegmentLost, TierGrown, TierResumed, TierShrunk, TierSuspended, WriteFailed
 from kvtier.segment import reader
 from tests.clocks import HandClock
+from tests.direct import counted, length_of
 from tests.stores import KIB, MIB, config, noise, settle, tier, value_of
 
 SIZE = 200 * KIB
@@ -43,6 +44,7 @@ class Tried:
         segment_bytes: int = MIB,
         bytes_max: int = 64 * MIB,
         free_bytes_min: int = 0,
+        length_of: Callable[[bytes], int] = lambda key: SIZE,
     ) -> None:
         self.clock = HandClock()
         self.events: list[Event] = []
@@ -52,7 +54,9 @@ class Tried:
             folder,
             tier(path=tier_folder, bytes_max=bytes_max, segment_bytes=segment_bytes, free_bytes_min=free_bytes_min),
             queue=16 * MIB,
+            value_bytes_max=max(512 * KIB, segment_bytes // 2),
         )
+        self._length_of = length_of
         self.lines = Lines()
         logging.getLogger("kvtier").addHandler(self.lines)
 
@@ -65,7 +69,7 @@ class Tried:
         """Put a new block and flush; whether it is durable now. No other error comes out; a lost block is a miss."""
         self._count += 1
         key = b"block %d" % self._count
-        value = noise(key, SIZE)
+        value = noise(key, self._length_of(key))
         store.put(key, value)
         try:
             store.flush()
@@ -153,6 +157,27 @@ def full_tier(folder: Path) -> None:
     tried.check_after()
 
 
+def full_tier_of_long_blocks(folder: Path) -> None:
+    """On a file system that has direct writes, and that others have filled with one third."""
+    image, disk = folder / "image", folder / "disk"
+    image.write_bytes(bytes(48 * MIB))
+    run("mkfs.ext4", "-q", "-F", "-m", "0", str(image))
+    disk.mkdir()
+    mount_image(image, disk)
+    fill_disk(disk / "others", 16 * MIB)
+    tried = Tried(folder, disk / "tier", segment_bytes=4 * MIB, length_of=length_of)
+    with tried.open() as store, counted() as found:
+        fill_up(tried, store)
+        tried.check(store)
+        tried.clock.now += _LONG_S
+        tried.check_episode(store)
+        tried.check(store)
+        (disk / "others").unlink()
+        tried.check_end(store)
+    assert found["direct_writes"] > 5
+    tried.check_after()
+
+
 def full_index(folder: Path) -> None:
     """The index's disk is filled by somebody else."""
     small = mount(folder / "small", "size=4m")
@@ -171,10 +196,10 @@ def full_index(folder: Path) -> None:
     tried.check_after()
 
 
-def fill_disk(file: Path) -> None:
+def fill_disk(file: Path, bytes_max: int = 1 << 40) -> None:
     with file.open("wb", buffering=0) as f:
         try:
-            while True:
+            while f.tell() < bytes_max:
                 f.write(bytes(4096))
         except OSError:
             pass

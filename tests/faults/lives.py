@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -12,11 +13,13 @@ from pathlib import Path
 
 from kvtier import Config, FlushError, Store
 from kvtier.fs import OsFileSystem
-from tests.crash.oracle import Oracle, check_usable, reopen, tell_of_losses, two_tiers
-from tests.crash.workload import QuickClock, Workload, block
+from tests.crash.oracle import Oracle, check_usable, reopen, tell_of_losses
+from tests.crash.scale import SCALES, Scale
+from tests.crash.workload import QuickClock, Workload
+from tests.direct import counted
 from tests.stores import names
 
-RAISED = "raised"
+RAISED, DIRECT = "raised", "direct"
 
 
 class TellingOracle(Oracle):
@@ -44,26 +47,22 @@ class TellingOracle(Oracle):
         super().dropped(keys)
 
 
-def settings_of(folder: Path, low_bytes: int) -> Config:
-    return two_tiers(folder, low_bytes=low_bytes)
-
-
-def live(folder: Path, low_bytes: int, pipe: Connection) -> None:
+def live(folder: Path, scale: Scale, pipe: Connection) -> None:
     """The canonical workload, on the operating system's own file system."""
     with telling(pipe):
-        workload = Workload(settings_of(folder, low_bytes), OsFileSystem())
+        workload = Workload(scale, folder, OsFileSystem())
         workload.oracle = TellingOracle(pipe)
         workload.run()
 
 
-def persist(folder: Path, low_bytes: int, pipe: Connection) -> None:
+def persist(folder: Path, scale: Scale, pipe: Connection) -> None:
     """A store that is not opened again after an error: it loses one group to it, and no more."""
-    with telling(pipe), _opened(settings_of(folder, low_bytes)) as store:
+    with telling(pipe), _opened(scale.settings(folder)) as store:
         oracle = TellingOracle(pipe)
         losses = 0
         for key in names(10):
-            oracle.set(key, block(key))
-            store.put(key, block(key))
+            oracle.set(key, scale.block(key))
+            store.put(key, scale.block(key))
             try:
                 store.flush()
             except FlushError:
@@ -82,8 +81,8 @@ def _opened(settings: Config) -> Store:
         return Store.open(settings, clock=QuickClock(), background=False)
 
 
-def recover(folder: Path, low_bytes: int, pipe: Connection) -> None:
-    with telling(pipe), reopen(settings_of(folder, low_bytes)) as store:
+def recover(folder: Path, scale: Scale, pipe: Connection) -> None:
+    with telling(pipe), reopen(scale.settings(folder)) as store:
         assert store._back is not None
         with store._back.parts.index.read() as view:
             keys = {block_id: entry.key for block_id, entry in view.blocks()}
@@ -91,9 +90,9 @@ def recover(folder: Path, low_bytes: int, pipe: Connection) -> None:
         tell_of_losses(store, lambda block_id: pipe.send(("dropped", [keys[block_id]])))
 
 
-def verify(folder: Path, low_bytes: int, pipe: Connection, oracle: Oracle) -> None:
+def verify(folder: Path, scale: Scale, pipe: Connection, oracle: Oracle) -> None:
     """Every answer is one that the oracle allows, and the store is of use again."""
-    settings = settings_of(folder, low_bytes)
+    settings = scale.settings(folder)
     with telling(pipe):
         with reopen(settings) as store:
             oracle.check(store, damage=True)
@@ -102,15 +101,17 @@ def verify(folder: Path, low_bytes: int, pipe: Connection, oracle: Oracle) -> No
 
 @contextmanager
 def telling(pipe: Connection) -> Iterator[None]:
-    """An exception is told to the parent and goes no further."""
-    try:
-        yield
-    except Exception:
-        pipe.send((RAISED, traceback.format_exc()))
+    """An exception is told to the parent and goes no further; so is each direct read or write."""
+    with counted(lambda what: pipe.send((DIRECT, what))):
+        try:
+            yield
+        except Exception:
+            pipe.send((RAISED, traceback.format_exc()))
 
 
-def hear(pipe: Connection, oracle: Oracle) -> str | None:
-    """Tell the oracle all that comes over the pipe until its other end is closed; the exception that came, if any."""
+def hear(pipe: Connection, oracle: Oracle, direct: Counter[str]) -> str | None:
+    """Tell the oracle all that comes over the pipe until its other end is closed, and count what was read and written
+    directly; the exception that came, if any."""
     raised = None
     calls: dict[str, Callable[..., None]] = {
         name: getattr(oracle, name) for name in ("set", "flushed", "failed", "dropped")
@@ -122,10 +123,12 @@ def hear(pipe: Connection, oracle: Oracle) -> str | None:
             return raised
         if what == RAISED:
             (raised,) = about
+        elif what == DIRECT:
+            direct.update(about)
         else:
             calls[what](*about)
 
 
 if __name__ == "__main__":
     life = {"live": live, "persist": persist}[sys.argv[1]]
-    life(Path(sys.argv[2]), int(sys.argv[3]), Connection(int(sys.argv[4]), readable=False))
+    life(Path(sys.argv[2]), SCALES[sys.argv[3]], Connection(int(sys.argv[4]), readable=False))

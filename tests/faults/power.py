@@ -9,7 +9,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing.connection import Connection
@@ -19,22 +20,23 @@ from typing import Any, NamedTuple
 
 from kvtier.running import RUNNING_FILE
 from tests.crash.oracle import Oracle
+from tests.crash.scale import SCALES, Scale
 from tests.faults import lives
-from tests.stores import KIB, MIB
 
-LOW_BYTES = (32 * MIB, 256 * KIB)  # of the lower tier: all fits, or blocks are evicted
 _RECOVERY_STEPS = 60  # about what an opening after a crash makes
 
 
 class Result(NamedTuple):
-    """What a seed did: where the workload and the recovery died (None: they came to their end), what was lost, and
-    what was wrong afterwards (None: nothing)."""
+    """What a seed did: where the workload and the recovery died (None: they came to their end), what was lost, what
+    was wrong afterwards (None: nothing), whether there were long blocks, and what was read and written directly."""
 
     seed: int
     died_in: int | None
     recovery_died_in: int | None
     lost: list[str]
     failure: str | None
+    is_long: bool
+    direct: Counter[str]
 
 
 class Loss(NamedTuple):
@@ -77,33 +79,38 @@ class Mount:
         self._process.join()
 
 
-def run_seed(seed: int) -> Result:
-    """One life, the same for the same seed. Needs :func:`tests.faults.needs.why_no_fuse` to be None."""
+def run_seed(seed: int, scales: Mapping[str, Scale] = SCALES) -> Result:
+    """One life of one of these scales, the same for the same seed.
+
+    Needs :func:`tests.faults.needs.why_no_fuse` to be None.
+    """
     rng = random.Random(seed)
-    low_bytes = rng.choice(LOW_BYTES)
+    scale = rng.choice(list(scales.values()))
     keep = rng.choice([0, 0.5, 0.9])
-    oracle = Oracle()
+    oracle, direct = Oracle(), Counter[str]()
     with _base() as base:
-        first, raised = _on_mount(base, lives.live, low_bytes, oracle, (rng.randint(1, steps(low_bytes)), seed, keep))
+        first, raised = _on_mount(base, lives.live, scale, (oracle, direct), (rng.randint(1, steps(scale)), seed, keep))
         oracle.deletions_may_be_undone()
         second, raised_again = _on_mount(
-            base, lives.recover, low_bytes, oracle, (rng.randint(1, _RECOVERY_STEPS), seed, 0.5)
+            base, lives.recover, scale, (oracle, direct), (rng.randint(1, _RECOVERY_STEPS), seed, 0.5)
         )
-        _, wrong = _on_mount(base, lives.verify, low_bytes, oracle, (0, seed, 1), oracle)
+        _, wrong = _on_mount(base, lives.verify, scale, (oracle, direct), (0, seed, 1), oracle)
     return Result(
         seed,
         first.steps if first.died else None,
         second.steps if second.died else None,
         first.lost + second.lost,
         raised or raised_again or wrong,
+        scale.is_long,
+        direct,
     )
 
 
 @cache
-def steps(low_bytes: int) -> int:
+def steps(scale: Scale) -> int:
     """Changes and syncs that the whole workload asks of the file system."""
     with _base() as base:
-        loss, raised = _on_mount(base, lives.live, low_bytes, Oracle(), (0, 0, 1))
+        loss, raised = _on_mount(base, lives.live, scale, (Oracle(), Counter()), (0, 0, 1))
     assert raised is None, raised
     return loss.steps
 
@@ -111,16 +118,16 @@ def steps(low_bytes: int) -> int:
 def _on_mount(
     base: Path,
     life: Callable[..., None],
-    low_bytes: int,
-    oracle: Oracle,
+    scale: Scale,
+    told: tuple[Oracle, Counter[str]],
     death: tuple[int, int, float],
     *more: Any,
 ) -> tuple[Loss, str | None]:
     """One child process on one mount: what was lost, and what went wrong in it."""
     mount = Mount(base, *death)
     try:
-        pipe, process = _spawn(life, mount.folder, low_bytes, *more, pipe_at=2)
-        raised = lives.hear(pipe, oracle)
+        pipe, process = _spawn(life, mount.folder, scale, *more, pipe_at=2)
+        raised = lives.hear(pipe, *told)
         process.join()
         loss = mount.lose()
     except BaseException:

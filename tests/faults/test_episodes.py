@@ -32,8 +32,11 @@ def test_an_episode(episode: Callable[[Path], None], tmp_path: Path) -> None:
     assert trouble is None, trouble
 
 
-def test_an_index_that_becomes_read_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "episode", [episodes.read_only_index, episodes.full_tier_of_long_blocks], ids=lambda episode: episode.__name__
+)
+def test_an_episode_of_a_disk(episode: Callable[[Path], None], tmp_path: Path) -> None:
     if why := why_no_loop():
         pytest.skip(why)
-    trouble = run_apart(episodes.read_only_index, tmp_path)
+    trouble = run_apart(episode, tmp_path)
     assert trouble is None, trouble

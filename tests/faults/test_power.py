@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.scale import LONG
+from tests.direct import why_not_direct
 from tests.faults.needs import why_no_fuse
 
 pytestmark = pytest.mark.skipif(why_no_fuse() is not None, reason=str(why_no_fuse()))
@@ -25,6 +27,17 @@ def test_power_loss_on_a_lossy_file_system() -> None:
     assert all(result.died_in for result in results)
     assert any(result.recovery_died_in for result in results)
     assert sum(len(result.lost) for result in results) > len(SEEDS)
+
+
+@pytest.mark.skipif(why_not_direct() is not None, reason="the platform has no direct I/O")
+def test_power_loss_under_direct_writes() -> None:
+    from tests.faults.power import run_seed
+
+    results = [run_seed(seed, LONG) for seed in (1, 3)]
+    for result in results:
+        assert result.failure is None, result
+        assert result.died_in
+        assert result.direct["direct_writes"]
 
 
 def test_a_seed_says_it_all() -> None:

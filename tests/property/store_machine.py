@@ -53,7 +53,10 @@ class KeyRing:
 
 class StoreMachine(RuleBasedStateMachine):
     """The model knows what each key means in this session; its oracle, what it may mean in the next, and what the store
-    may have given up or refused."""
+    may have given up or refused. ``factor``: how much longer all is than usual; from 33 on, the longest blocks are
+    written directly."""
+
+    factor = 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,28 +101,36 @@ class StoreMachine(RuleBasedStateMachine):
     ) -> None:
         """Where holes cannot be punched, segments are evicted whole, or compacted, instead."""
         self.ends.enter_context(identities_from(random.Random(identity)))
-        self.punches, self.has_floor = punches, has_floor
+        is_long = self.factor > 1
+        self.punches, self.has_floor = punches or is_long, has_floor and not is_long
         self.keys = KeyRing() if encrypted else None
         common = {
-            "segment_bytes": 64 * KIB,
+            "segment_bytes": self.factor * 64 * KIB,
+            "page_cache": is_long and identity % 4 == 0,
             "compaction": "copy" if copies else "reclaim",
             "compaction_dead_ratio": 0.1,
-            "free_bytes_min": SharedDisk.FLOOR if has_floor else 0,
+            "free_bytes_min": SharedDisk.FLOOR if self.has_floor else 0,
         }
         top, low = (
-            {**common, "admission": a, "write_bytes_per_day": 200 * KIB if a == "write-budget" else None}
+            {**common, "admission": a, "write_bytes_per_day": self.factor * 200 * KIB if a == "write-budget" else None}
             for a in admission
         )
         self.settings = config(
             self.folder,
-            tier("top", bytes_max=MIB if copies else TOP_BYTES, **top),  # copies are made where there is room
-            tier("low", kind=kind, bytes_max=LOW_BYTES, codec=codec, promotion=promotion, **low),
-            ram=ram,
-            value_bytes_max=24 * KIB,
-            queue=96 * KIB,
-            quota=quota,
+            tier("top", bytes_max=self.top_bytes(copies), **top),
+            tier("low", kind=kind, bytes_max=self.factor * LOW_BYTES, codec=codec, promotion=promotion, **low),
+            ram={**ram, "bytes_max": self.factor * ram["bytes_max"]},
+            value_bytes_max=self.factor * 24 * KIB,
+            queue=self.factor * 96 * KIB,
+            quota=quota and self.factor * quota,
         )
         self.open()
+
+    def top_bytes(self, copies: bool) -> int:
+        """Copies are made where there is room. What the index takes does not grow with the blocks."""
+        if self.factor > 1:
+            return self.factor * (512 if copies else 240) * KIB
+        return MIB if copies else TOP_BYTES
 
     def open(self) -> Store:
         self.fs = self.faulty()
@@ -149,7 +160,8 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(key=keys, content=st.integers(0, 5), size=st.sampled_from(SIZES), parent=st.none() | st.just(0), ttl=times)
     def put(self, key: bytes, content: int, size: int, parent: int | None, ttl: float = 0) -> None:
         """Few contents, so that many blocks share one. The parent, if any, is the key before: chains, no rings."""
-        self.put_value(key, noise(content, size), parent, ttl)
+        size *= self.factor
+        self.put_value(key, noise(content, size - (size // 99 if self.factor > 1 else 0)), parent, ttl)
 
     @rule(key=keys, parent=st.none() | st.just(0), ttl=times)
     def renew(self, key: bytes, parent: int | None, ttl: float) -> None:

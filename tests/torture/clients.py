@@ -25,6 +25,7 @@ class World(Protocol):
     store: Store
     model: Model
     rng: random.Random
+    times: int  # how much longer than short ones its blocks are
     parents: dict[bytes, bytes | None]  # what each key was put to extend, the last time
 
 
@@ -34,9 +35,14 @@ def writes(world: World) -> Client:
         chain = world.rng.choice(CHAINS)
         first = world.rng.randrange(len(chain))
         for parent, key in zip([None, *chain[first:]], chain[first:], strict=False):
-            yield put(world, key, noise(world.rng.randrange(60), world.rng.choice(SIZES)), parent)
+            yield put(world, key, noise(world.rng.randrange(60), _size(world)), parent)
         if world.rng.random() < 0.5:
             yield flushes(world)
+
+
+def _size(world: World) -> int:
+    size = world.rng.choice(SIZES)
+    return size if world.times == 1 else size * world.times - size // 7  # such that none is whole pages
 
 
 def put(world: World, key: bytes, value: bytes, parent: bytes | None) -> str:
@@ -45,7 +51,8 @@ def put(world: World, key: bytes, value: bytes, parent: bytes | None) -> str:
     lives = world.store.config.store.ttl_s if ttl is None else ttl
     world.model.set(key, value, world.model.time.after(lives))
     world.parents[key] = parent
-    world.store.put(key, value, parent=parent, ttl=ttl)
+    given = bytearray(value) if world.times > 1 and world.rng.random() < 0.5 else value  # a copy starts with a page
+    world.store.put(key, given, parent=parent, ttl=ttl)
     return f"put {key!r}, {len(value)} bytes for {lives} s"
 
 

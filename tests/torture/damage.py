@@ -14,8 +14,10 @@ from kvtier.errors import ConfigError
 from kvtier.events import BlockQuarantined, Event, Recovered, SegmentLost
 from kvtier.fs import OsFileSystem
 from kvtier.running import RUNNING_FILE
-from tests.crash.oracle import BLOCK_BYTES, LostBlock, Oracle, WrongBytes
-from tests.stores import KIB, config, flip, names, noise, settle, tier, value_of
+from tests.crash.oracle import LostBlock, Oracle, WrongBytes
+from tests.crash.scale import BLOCK_BYTES
+from tests.direct import counted
+from tests.stores import KIB, MIB, config, flip, names, noise, settle, tier, value_of
 from tests.torture.stage import Case
 
 KEYS = names(24)
@@ -31,11 +33,14 @@ class Damaged:
         self.rng = rng
         self.oracle = Oracle()
         self.keys: KeyProvider | None = single_key(bytes(32)) if rng.random() < 0.3 else None
+        codec = rng.choice(["none", "zstd"])
+        self.times = rng.choice([1, 1, 1, 1, 33])  # many blocks are so long that they are written directly
+        segment_bytes, page_cache = self.times * 96 * KIB, rng.random() < 0.3
         self.settings: Config = config(
             folder,
-            tier("top", bytes_max=640 * KIB, segment_bytes=96 * KIB),
-            tier("low", segment_bytes=96 * KIB, codec=rng.choice(["none", "zstd"])),
-            value_bytes_max=64 * KIB,
+            tier("top", bytes_max=self.times * 640 * KIB, segment_bytes=segment_bytes, page_cache=page_cache),
+            tier("low", bytes_max=self.times * 16 * MIB, segment_bytes=segment_bytes, codec=codec),
+            value_bytes_max=self.times * 64 * KIB,
         )
         self.index_is_older = False
         self.index_is_spoilt = False  # in its pages, which have no checksums: what is newer may be hidden
@@ -64,7 +69,8 @@ class Damaged:
             settle(store)
 
     def _size(self) -> int:
-        return self.rng.choice([0, 100, 5000, BLOCK_BYTES, 3 * BLOCK_BYTES])
+        size = self.rng.choice([0, 100, 5000, BLOCK_BYTES, 3 * BLOCK_BYTES])
+        return size if self.times == 1 else size * self.times + size // 7  # such that no group ends with a page
 
     # -- harm ---------------------------------------------------------------------------------------
 
@@ -255,9 +261,10 @@ def _check_refused(opening: Callable[[], Store], error: type[Exception]) -> None
 def run_damage(case: Case) -> Counter[str]:
     rng = random.Random(case.seed)
     damaged = Damaged(case.folder, rng)
-    damaged.live()
+    with counted() as direct:
+        damaged.live()
     done = [damaged.harm() for _ in range(rng.randint(1, 4))]
     try:
-        return damaged.check() + Counter(done)
+        return damaged.check() + Counter(done) + Counter(long_blocks=int(damaged.times > 1)) + direct
     except Exception as e:
         raise AssertionError(f"after {', '.join(done)}") from e

@@ -21,9 +21,10 @@ from kvtier.fs import FileSystem, OsFileSystem, PortableFileSystem
 from kvtier.testing import FaultyFileSystem, SimulatedCrash
 from tests.crash.oracle import check_usable, die
 from tests.crash.power import index_copied_to, new_boot
+from tests.direct import counted
 from tests.stores import KIB, MIB, settle
 from tests.torture import clients
-from tests.torture.drawn import Settings
+from tests.torture.drawn import TIMES, Settings
 from tests.torture.model import Model
 from tests.torture.simulated import (
     OneThread,
@@ -40,9 +41,10 @@ _DAY = 86_400.0
 
 
 class Simulation:
-    """One life. ``trace``: what happened, in words; ``done``: how often what did."""
+    """One life. ``trace``: what happened, in words; ``done``: how often what did. ``is_long``: of blocks many of which
+    are written directly."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, *, is_long: bool = False) -> None:
         self.rng = random.Random(seed)
         self.trace: list[str] = []
         self.done: Counter[str] = Counter()
@@ -53,9 +55,10 @@ class Simulation:
         self.memory = SharedMemory()
         self._folder = folder
         self._index_before = folder / "index before"
-        self._punches = self.rng.random() < 0.7
+        self._punches = self.rng.random() < 0.7 or is_long
         self._keys: KeyProvider | None = single_key(bytes(32)) if self.rng.random() < 0.3 else None
-        self._settings = Settings(folder, self.rng)
+        self.times = TIMES if is_long else 1
+        self._settings = Settings(folder, self.rng, is_long=is_long)
         self._config: Config = self._settings.drawn()
         self.store: Store
         self._fs: FaultyFileSystem
@@ -65,7 +68,7 @@ class Simulation:
 
     def run(self, steps: int = STEPS) -> None:
         """Raises :class:`AssertionError` if the store broke a promise."""
-        with identities_from(self.rng), index_copied_to(self._index_before):
+        with identities_from(self.rng), index_copied_to(self._index_before), counted(self._count):
             self._open()
             for _ in range(steps):
                 try:
@@ -84,6 +87,9 @@ class Simulation:
             if not self.done["power"]:  # which may take a commit, but not the marks that came after it
                 assert verify(self._config).is_sound
             check_usable(self._settings.plain(), self.model.oracle, self._keys, self.clock)
+
+    def _count(self, what: str) -> None:
+        self.done[what] += 1
 
     # -- steps --------------------------------------------------------------------------------------
 
@@ -144,7 +150,9 @@ class Simulation:
             case 1:
                 self._fs.fail_at(self._fs.calls + after, code, lasting=True)
             case 2:
-                self._fs.short_write_at(self._fs.counts["write_at"] + after, self.rng.randrange(20 * KIB), code)
+                self._fs.short_write_at(
+                    self._fs.counts["write_at"] + after, self.rng.randrange(self.times * 20 * KIB), code
+                )
             case _:
                 self.model.reads_fail = True
                 self._fs.fail_at(self._fs.counts["read_at"] + after, code, op="read_at")

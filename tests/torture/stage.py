@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.crash.oracle import LostBlock, WrongBytes
+from tests.direct import why_not_direct
 
+_LONG_CASES = 3  # one may end before its first write
 _FAILURES_MAX = 20  # then the stage is given up
 MEMORY = Path("/dev/shm")
 
@@ -33,7 +35,8 @@ class Stage:
     """``run`` raises if a promise was broken, and returns what it counted (kills, calls, ...).
 
     ``full``: how many cases make the full form; 0: one, which lasts ``full_seconds``. ``share``: of the time, if it is
-    limited. ``why_not``: why it cannot run here, or None.
+    limited. ``why_not``: why it cannot run here, or None. What counts ``long_blocks`` has cases of blocks that are
+    written directly: it fails if there were some, and none was.
     """
 
     name: str
@@ -106,13 +109,22 @@ def run_stage(
         if now - told >= 10:
             told = now
             progress(str(tally))
+    count = tally.counts["long_blocks"]
+    if count >= _LONG_CASES and not tally.counts["direct_writes"] and why_not_direct(place()) is None:
+        tally.failed += 1
+        tally.failures.append(f"no block was written directly in {count} cases of long ones")
     return tally
+
+
+def place() -> Path | None:
+    """Where cases have their folders; None: where temporary files are."""
+    return MEMORY if MEMORY.is_dir() else None
 
 
 @contextmanager
 def fresh_folder() -> Iterator[Path]:
     """An empty folder, in memory where the platform has such a place."""
-    folder = Path(tempfile.mkdtemp(prefix="kvtier-torture-", dir=MEMORY if MEMORY.is_dir() else None))
+    folder = Path(tempfile.mkdtemp(prefix="kvtier-torture-", dir=place()))
     try:
         yield folder
     finally:

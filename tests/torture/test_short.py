@@ -13,10 +13,11 @@ import pytest
 from kvtier.clock import StoreTime
 from kvtier.testing.power_loss import UndoLog
 from tests.crash.oracle import LostBlock, WrongBytes
+from tests.direct import why_not_direct
 from tests.torture.__main__ import main
 from tests.torture.simulation import Simulation
 from tests.torture.soak import growth, live, why_no_soak
-from tests.torture.stage import MEMORY, Case, Stage, fresh_folder, run_stage
+from tests.torture.stage import MEMORY, Case, Stage, fresh_folder, place, run_stage
 from tests.torture.stages import STAGES
 
 #: Of the stages that have no short form elsewhere: how many seeds.
@@ -30,6 +31,21 @@ def test_stage(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0, said.err
     found = json.loads(said.out)["stages"][name]
     assert (found["passed"], found["failed_seeds"]) == (SEEDS[name], [])
+
+
+#: Of stages that do not always have them: seeds of long blocks.
+LONG_SEEDS = {"damage": 15, "simulation": 3, "power": 7}
+
+
+@pytest.mark.skipif(why_not_direct(place()) is not None, reason=str(why_not_direct(place())))
+@pytest.mark.parametrize("name", LONG_SEEDS)
+def test_stage_of_long_blocks(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["--only", name, "--seed", str(LONG_SEEDS[name]), "--cases", "1", "--json", "--seconds", "1e9"])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    found = json.loads(said.out)["stages"][name]
+    assert found["long_blocks"]
+    assert found["direct_writes"]
 
 
 @pytest.mark.slow
@@ -130,6 +146,14 @@ def test_failures_are_counted_by_kind_and_named_by_seed(error: Exception, counte
         {counted: 2} if counted else {}
     )
     assert "outer" in tally.failures[0]
+
+
+@pytest.mark.skipif(why_not_direct(place()) is not None, reason=str(why_not_direct(place())))
+def test_long_blocks_that_are_never_written_directly_are_found_out() -> None:
+    stage = Stage("some", lambda case: Counter(long_blocks=1, direct_writes=case.seed // 10), lambda: 4, 1)
+    told = run_stage(stage, 0, cases=4, seconds=None)
+    assert (told.failed, told.failures) == (1, ["no block was written directly in 4 cases of long ones"])
+    assert run_stage(stage, 8, cases=4, seconds=None).failed == 0
 
 
 def test_a_stage_that_cannot_run_says_why() -> None:

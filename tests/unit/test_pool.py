@@ -270,6 +270,25 @@ def test_the_worker_makes_ready_what_the_next_turn_takes(config: Config, monkeyp
     assert pool.spare_bytes == 0, "a store that is closed keeps nothing"
 
 
+def test_a_put_that_comes_while_memory_is_made_ready_is_written_before_the_rest_is(config: Config) -> None:
+    roomy = config.model_copy(update={"ram": config.ram.model_copy(update={"bytes_max": PLENTY})})
+    with Store.open(roomy, background=False) as store:
+        assert store._back is not None
+        step, pool = store._back._worker.step, store._pool
+        for n in range(4):
+            store.put(b"%d" % n, bytearray([n]) * SIZE)
+        store.flush()
+        assert step()
+        assert pool.spare_bytes == SIZE, "one piece at a time"
+        store.put(b"late", b"a small one, which takes none of it")
+        assert step()
+        assert store._front.queue.find(store._wanted(b"late", b"").block_id) is None, "it is durable"
+        assert pool.spare_bytes == SIZE
+        for ready in (2, 3, 4):
+            assert step()
+            assert pool.spare_bytes == ready * SIZE
+
+
 def test_a_reader_that_keeps_a_block_keeps_its_bytes_whatever_is_evicted(config: Config) -> None:
     with Store.open(config, background=False) as store:
         kept = []
