@@ -146,7 +146,7 @@ def _open(
     closers.append(_locked(fs, os.path.join(root, LOCK_FILE)))
     is_new = is_new and _is_new(fs, root)  # another process may have made it meanwhile
     identity = vaults.new_identity(ENGINE, keys) if is_new else _known(fs, root, keys)
-    known = identity.with_tiers(t.name for t in config.tier)
+    known = identity.written_to(t.name for t in config.tier)
     vault = vaults.vault_of(known, keys)
     if len(known.tiers) > TIERS_MAX:
         raise LimitError(f"{root}: a store can know {TIERS_MAX} tier names in its life, no more")

@@ -19,10 +19,13 @@ import xxhash
 
 from kvtier.errors import CorruptStore, NotAStore, UnsupportedFormat
 from kvtier.fs import FileSystem
-from kvtier.segment.format import ENCRYPTED_FORMAT_VERSION, FORMAT_VERSION
+from kvtier.segment.format import FORMAT_VERSION
 
 STORE_FILE = "STORE"
 TIER_FILE = "TIER"
+#: Of ``STORE``, which alone says how all of a store is laid out; one more if it is encrypted.
+STORE_FORMAT, UNPADDED_STORE_FORMAT = 3, 1
+NEWEST_FORMATS = {"store": STORE_FORMAT + 1, "tier": FORMAT_VERSION}
 IDENTITY_BYTES_MAX = 64 * 1024
 CONTENT_ID_BYTES = 16
 TIERS_MAX = 255
@@ -35,6 +38,7 @@ class Identity:
     """The contents of the ``STORE`` file. ``tiers`` only ever grows; a tier's number is its place in it.
 
     ``sealed_secret``: of an encrypted store, the secret as it is on disk; ``secret`` is empty until it is decrypted.
+    ``has_padding``: heads of records may end in padding, which an older kvtier takes for damage.
     """
 
     store_id: bytes
@@ -42,14 +46,15 @@ class Identity:
     engine: str
     tiers: tuple[str, ...] = ()
     sealed_secret: bytes | None = None
+    has_padding: bool = True
 
     @classmethod
     def new(cls, engine: str) -> Identity:
         return cls(os.urandom(STORE_ID_BYTES), os.urandom(SECRET_BYTES), engine)
 
-    def with_tiers(self, names: Iterable[str]) -> Identity:
-        """This identity, knowing ``names`` too."""
-        return replace(self, tiers=self.tiers + tuple(n for n in names if n not in self.tiers))
+    def written_to(self, names: Iterable[str]) -> Identity:
+        """This identity as one that this version writes to, in tiers of these names too."""
+        return replace(self, tiers=self.tiers + tuple(n for n in names if n not in self.tiers), has_padding=True)
 
     def tier_no(self, name: str) -> int:
         return self.tiers.index(name)
@@ -76,9 +81,10 @@ class Identity:
 
 def dump_identity(identity: Identity) -> bytes:
     """The ``STORE`` file: JSON with a checksum over its other fields."""
+    plain = STORE_FORMAT if identity.has_padding else UNPADDED_STORE_FORMAT
     fields: dict[str, object] = {
         "kvtier": "store",
-        "format": FORMAT_VERSION,
+        "format": plain,
         "store_id": identity.store_id.hex(),
         "engine": identity.engine,
         "tiers": list(identity.tiers),
@@ -86,7 +92,7 @@ def dump_identity(identity: Identity) -> bytes:
     if identity.sealed_secret is None:
         fields |= {"secret": identity.secret.hex()}
     else:
-        fields |= {"format": ENCRYPTED_FORMAT_VERSION, "sealed_secret": identity.sealed_secret.hex()}
+        fields |= {"format": plain + 1, "sealed_secret": identity.sealed_secret.hex()}
     return _with_sum(fields)
 
 
@@ -94,13 +100,14 @@ def load_identity(fs: FileSystem, path: str, engine: str) -> Identity:
     """Read and check a ``STORE`` file. Raises NotAStore, UnsupportedFormat or CorruptStore."""
     fields = _checked_fields(fs, path, "store")
     try:
-        is_encrypted = fields["format"] == ENCRYPTED_FORMAT_VERSION
+        is_encrypted = fields["format"] in (STORE_FORMAT + 1, UNPADDED_STORE_FORMAT + 1)
         identity = Identity(
             bytes.fromhex(fields["store_id"]),
             b"" if is_encrypted else bytes.fromhex(fields["secret"]),
             str(fields["engine"]),
             tuple(str(name) for name in fields["tiers"]),
             bytes.fromhex(fields["sealed_secret"]) if is_encrypted else None,
+            fields["format"] in (STORE_FORMAT, STORE_FORMAT + 1),
         )
         if len(identity.store_id) != STORE_ID_BYTES or len(identity.secret) != SECRET_BYTES * (not is_encrypted):
             raise ValueError("its ids have other lengths than they should")
@@ -144,7 +151,7 @@ def _checked_fields(fs: FileSystem, path: str, kind: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as e:
         raise CorruptStore(f"{path}: {e}") from e
     found = fields.pop("sum", None)
-    newest = ENCRYPTED_FORMAT_VERSION if kind == "store" else FORMAT_VERSION
+    newest = NEWEST_FORMATS[kind]
     if isinstance(fields.get("format"), int) and fields["format"] > newest:
         raise UnsupportedFormat(f"{path}: format {fields['format']} is newer than {newest}, which this reads")
     if found != xxhash.xxh3_64_hexdigest(json.dumps(fields, sort_keys=True).encode()):

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import xxhash
 
-FORMAT_VERSION = 1
-ENCRYPTED_FORMAT_VERSION = 2  # of the STORE file of an encrypted store: all else is laid out the same
+FORMAT_VERSION = 1  # of segments and TIER files
 
 SEGMENT_MAGIC = b"KVTSEG\r\n"
 SEGMENT_HEADER = struct.Struct("<8sII16sQII8sQ")

@@ -45,16 +45,20 @@ BLOCKS = [
 ]
 
 
+#: In stores of formats 3 and 4: its head is padded.
+LONG = Block(b"", b"long", b"root", b"", [soft(600_000), soft(7)])
+
+
 def configuration(folder: Path, codec: str = "none") -> Config:
-    tier = {"kind": "ssd", "bytes_max": "8MiB", "segment_bytes": "64KiB"}
+    tier = {"kind": "ssd", "bytes_max": "8MiB", "segment_bytes": "1MiB"}
     tiers = [{"name": "first", "codec": codec, **tier}, {"name": "second", **tier}]
-    return Config.from_dict({"store": {"path": folder, "value_bytes_max": "32KiB"}, "tier": tiers})
+    return Config.from_dict({"store": {"path": folder, "value_bytes_max": "700KiB"}, "tier": tiers})
 
 
 def make(folder: Path) -> None:
     for codec in ("none", "zstd", "zstd-planes"):
         with Store.open(configuration(folder, codec)) as store:
-            for b in BLOCKS:
+            for b in (*BLOCKS, LONG):
                 if b.key == codec.encode() or (codec == "none" and b.key not in (b"zstd", b"zstd-planes")):
                     store.put(b.key, b.buffers, meta=b.meta, parent=b.parent, namespace=b.namespace)
             store.put(b"dead", noise("dead", 100))

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from kvtier import Config, Key, Store, codec
+from kvtier.identity import STORE_FORMAT
 from kvtier.index import lmdb_index, schema
 from kvtier.index.schema import BlockEntry, ContentEntry, Departure, ExpiryEntry, Reason, SegmentEntry
 from kvtier.segment import format as fmt
@@ -131,7 +132,8 @@ def test_numbers_and_names_are_those_of_the_code() -> None:
     assert {int(n): name.upper() for n, name in kinds.items()} == {k.value: k.name for k in fmt.RecordKind}
     assert f"`{fmt.RECORD_MAGIC.decode()}`" == meanings["magic"]
     assert re.search(rf"multiple of {fmt.RECORD_ALIGN}\b", section("Record"))
-    assert f"Format **{fmt.FORMAT_VERSION}**" in PAGE
+    assert f"Format **{STORE_FORMAT}**" in PAGE
+    assert f"format {STORE_FORMAT + 1}, which is the same\nbut encrypted" in PAGE
     assert f'"{lmdb_index.ENGINE}"' in section("STORE")
     limits = (meanings["ns_len"], meanings["key_len"], meanings["meta_len"], meanings["buffers"])
     assert [re.findall(r"\d+", m)[-1] for m in limits] == ["64", "128", "1024", "64"]
@@ -207,6 +209,22 @@ def records(file: Path, store: dict[str, Any], tier_no: int) -> list[Record]:
         at += head["record_len"]
     assert at == len(raw)
     return found
+
+
+def test_long_payloads_start_where_the_page_says(tmp_path: Path) -> None:
+    least, page = map(int, re.findall(r"payload of (\d+) bytes or more starts at a multiple of (\d+)", PAGE)[0])
+    assert (least, page) == (fmt.ALIGNED_BYTES_MIN, fmt.PAGE)
+    sizes = [least - 1, least, 700, least + 1]
+    c = config(tmp_path, tier(segment_bytes=4 * MIB), value_bytes_max=MIB)
+    with Store.open(c) as store:
+        for i, size in enumerate(sizes):
+            store.put(b"%d" % i, noise(i, size))
+    identity = checked_json(tmp_path / "store" / "STORE", "STORE", "sealed_secret")
+    (file,) = (tmp_path / "store" / "disk").glob("*.seg")
+    found = {r.key: r for r in records(file, identity, 0)}
+    starts = [r.place[2] + byte_table("Record").layout.size + r.head["variable_len"] for r in found.values()]
+    assert [start % page == 0 for start in starts] == [size >= least for size in sizes]
+    assert [r.payload for r in found.values()] == [noise(i, size) for i, size in enumerate(sizes)]
 
 
 def keyed(secret: bytes, purpose: bytes) -> bytes:
@@ -465,7 +483,7 @@ def test_an_encrypted_store_can_be_read_by_the_page_alone(tmp_path: Path) -> Non
 
     root = tmp_path / "store"
     identity = checked_json(root / "STORE", "STORE", "secret")
-    assert identity["format"] == 2
+    assert identity["format"] == 4
     store_id, sealed = bytes.fromhex(identity["store_id"]), bytes.fromhex(identity["sealed_secret"])
     key = data_key(keys[None], sealed, b"kvtier store" + store_id, 32)
     secret = AESGCM(key).decrypt(bytes(12), sealed[SLIP:], store_id)

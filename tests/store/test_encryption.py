@@ -232,7 +232,7 @@ def test_a_plain_store_is_not_opened_with_keys(tmp_path: Path) -> None:
 
 def test_an_older_reader_says_that_the_format_is_newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(tmp_path, single_key(SECRET)).close()
-    monkeypatch.setattr("kvtier.identity.ENCRYPTED_FORMAT_VERSION", 1)
+    monkeypatch.setattr("kvtier.identity.NEWEST_FORMATS", {"store": 3, "tier": 1})
     with pytest.raises(UnsupportedFormat):
         opened(tmp_path, single_key(SECRET))
 

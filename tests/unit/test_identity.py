@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_every_store_is_another() -> None:
 
 
 def test_tiers_only_grow_and_keep_their_numbers() -> None:
-    grown = SECRET.with_tiers(["b", "c"]).with_tiers(["c", "a"])
+    grown = SECRET.written_to(["b", "c"]).written_to(["c", "a"])
     assert grown.tiers == ("a", "b", "c")
     assert [grown.tier_no(n) for n in "abc"] == [0, 1, 2]
 
@@ -67,7 +68,7 @@ def test_any_changed_byte_is_noticed(tmp_path: Path) -> None:
     ("changes", "error"),
     [
         ({"kvtier": "tier"}, NotAStore),
-        ({"format": 3}, UnsupportedFormat),
+        ({"format": 5}, UnsupportedFormat),
         ({"format": 1_000_000}, UnsupportedFormat),
         ({"engine": "lmdb-1.0"}, UnsupportedFormat),
         ({"secret": "xyz"}, CorruptStore),
@@ -82,9 +83,22 @@ def test_wrong_fields_are_refused_by_name(tmp_path: Path, changes: dict[str, obj
 
 def test_a_newer_format_is_told_from_damage(tmp_path: Path) -> None:
     """Its checksum may be made in a way that this version does not know."""
-    raw = dump_identity(SECRET).replace(b'"format": 1', b'"format": 7')
-    with pytest.raises(UnsupportedFormat, match="format 7 is newer than 2"):
+    raw = dump_identity(SECRET).replace(b'"format": 3', b'"format": 7')
+    with pytest.raises(UnsupportedFormat, match="format 7 is newer than 4"):
         load(tmp_path, raw)
+
+
+@pytest.mark.parametrize("sealed", [None, bytes(10)])
+@pytest.mark.parametrize("has_padding", [True, False])
+def test_a_store_of_an_older_format_is_known_as_such_until_it_is_written_to(
+    tmp_path: Path, sealed: bytes | None, has_padding: bool
+) -> None:
+    secret = SECRET.secret if sealed is None else b""
+    identity = replace(SECRET, secret=secret, sealed_secret=sealed, has_padding=has_padding)
+    raw = dump_identity(identity)
+    assert json.loads(raw)["format"] == 1 + 2 * has_padding + (sealed is not None)
+    assert load(tmp_path, raw) == identity
+    assert identity.written_to([]).has_padding
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"\xff\xfe", b"[" * 50_000, b"null", b"[]", b'{"a": 1}'])
