@@ -273,8 +273,6 @@ class Back:
     def _write_group(self) -> bool:
         group = self._front.next_group()
         if group:
-            if self._content_ids:
-                self._content_ids.expect(self._front.queued())
             self._write(group)
             if self._expiry.is_overdue:  # a busy store, too, has use for the room
                 self._expiry.step()
@@ -284,6 +282,8 @@ class Back:
         """Write a group as one commit; if it does not fit as a whole, in halves."""
         ids = [p.block_id for p in group]
         try:
+            if self._content_ids:
+                self._content_ids.expect(self._front.queued())
             puts = [self._new_block(p, p.block) for p in group if p.block is not None]
             done = self.ladder.write(puts, [p.block_id for p in group if p.block is None], self._waiting)
         except Exception as e:
