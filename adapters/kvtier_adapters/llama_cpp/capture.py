@@ -6,7 +6,7 @@ from kvtier import LimitError
 from kvtier_adapters.llama_cpp.binding import Binding, common_prefix
 from kvtier_adapters.llama_cpp.held import Tokens
 from kvtier_adapters.llama_cpp.snapshots import Snapshot, chunk_key, content_hash, cut, snapshot_key
-from kvtier_adapters.llama_cpp.state import check_recurrent, check_rows, check_window
+from kvtier_adapters.llama_cpp.state import check_recurrent
 from kvtier_adapters.llama_cpp.thinning import Thinner
 from kvtier_adapters.llama_cpp.window import first_needed
 from kvtier_adapters.prefix import Piece, PrefixKeys, new_pieces
@@ -88,7 +88,6 @@ class Recorder:
         blob: memoryview | bytes = b""
         if to.memory.layout:
             blob = to.native.capture_rows(piece.start, piece.end)
-            check_rows(blob, to.memory.layout, piece.start, piece.end)
         if not to.put(piece.key, blob, piece.meta, parent, give=True):
             return False
         to.stats.pieces_captured += 1
@@ -117,7 +116,6 @@ class Recorder:
                 continue
             part = Piece(first, piece.end, to.window_key(piece))
             blob = to.native.capture_window(part.start, part.end)
-            check_window(blob, to.memory.layout.window, part.start, part.end)
             if not to.put(part.key, blob, part.meta, piece.key, give=True):
                 return False
             to.stats.checkpoint_bytes += blob.nbytes

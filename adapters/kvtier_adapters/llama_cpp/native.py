@@ -154,7 +154,7 @@ class SequenceState:
             buffer = self._read(self._scratch, flags, headroom)
         finally:
             self._release(self._scratch)
-        blob = canonical(buffer, headroom, layout)
+        blob = canonical(buffer, headroom, layout, start, end)
         return (
             blob if blob.nbytes > buffer.nbytes // 2 else memoryview(bytes(blob))
         )  # not with a window that is dropped
