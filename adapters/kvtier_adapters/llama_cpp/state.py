@@ -31,7 +31,7 @@ What a recurrent model remembers is kept apart too: a blob of rows ends with a r
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -175,6 +175,30 @@ def canonical(buffer: memoryview, at: int, layout: Layout, start: int, end: int)
     stop += len(layout.tail)
     buffer[first : at + section.data] = header
     return buffer[first:stop]
+
+
+def split(
+    buffer: memoryview, layout: Layout, start: int, end: int, memory: Callable[[int], memoryview]
+) -> tuple[memoryview, memoryview]:
+    """The two sections of a blob as canonical blobs: of rows, copied into new ``memory``; of the window, in place.
+
+    Raises :class:`StateLayoutError` unless both have just the rows ``[start, end)``.
+    """
+    section, window = parse(buffer, layout)
+    for found in (section, window):
+        if found.cells == 0:
+            raise StateLayoutError("no cells")
+        _check_positions(found, start, end)
+    head, window_head = _header(section.table, layout.extra), _header(window.table, layout.extra)
+    parts = [memoryview(head), buffer[section.data : section.end], memoryview(_SECTION.pack(1, 0) + layout.tail)]
+    rows = memory(sum(part.nbytes for part in parts))
+    at = 0
+    for part in parts:
+        rows[at : at + part.nbytes] = part
+        at += part.nbytes
+    first = window.data - len(window_head)
+    buffer[first : window.data] = window_head  # over what was copied
+    return rows, buffer[first:]
 
 
 def select_rows(blob: memoryview, layout: Layout, start: int, end: int) -> memoryview:
