@@ -31,6 +31,7 @@ from kvtier_adapters.llama_cpp.state import (
     recurrent_only,
     refused_blob,
     select_rows,
+    split,
 )
 
 ENVELOPE, SECTION = 8, 8
@@ -212,6 +213,25 @@ def test_a_capture_of_other_rows_than_those_asked_for_is_refused(of: Made) -> No
 def test_no_rows_are_no_capture() -> None:
     with pytest.raises(StateLayoutError, match="no cells"):
         in_place(blob(NO_ROWS, NO_ROWS), 0, 0, Layout(2))
+
+
+@given(made(2))
+def test_both_sections_of_a_capture_are_told_apart(of: Made) -> None:
+    base = of.rows[0]
+    window = replace(of.rows[1], positions=sorted(base.positions))
+    start, end = min(base.positions), max(base.positions) + 1
+
+    def split_of(*sections: Rows, start: int = start) -> list[bytes]:
+        buffer = memoryview(bytearray(of.blob(*sections, sequence=7)))
+        return [bytes(part) for part in split(buffer, of.layout, start, end, lambda n: memoryview(bytearray(n)))]
+
+    assert split_of(base, window) == [of.blob(loadable(base), NO_ROWS), of.blob(loadable(window))]
+    with pytest.raises(StateMismatch):
+        split_of(base, window, start=start - 1)
+    with pytest.raises(StateLayoutError, match="no cells"):
+        split_of(base, NO_ROWS)
+    with pytest.raises(StateMismatch):
+        split_of(base, replace(window, positions=[*window.positions, end]))
 
 
 def test_canonical_needs_headroom_only_where_the_blob_grows() -> None:

@@ -15,6 +15,7 @@ from kvtier_adapters.llama_cpp.state import (
     parse,
     recurrent_only,
     select_rows,
+    split,
 )
 from tests.adapters.blobs import Recurrent
 from tests.fuzz.bounds import in_bounds
@@ -57,7 +58,15 @@ def rows(blob: memoryview, layout: Layout) -> bool:
     buffer = memoryview(bytearray(headroom) + bytes(blob))
     if passes(lambda: canonical(buffer, headroom, layout, start, end)):
         canonical_again(memoryview(bytearray(headroom) + bytes(blob)), headroom, layout, start, end)
+    if layout.sections == 2 and passes(lambda: split_up(blob, layout, start, end)):
+        both = split_up(blob, layout, start, end)
+        expect(passes(lambda: check_rows(both[0], layout, start, end)), "rows that are refused")
+        expect(passes(lambda: check_window(both[1], layout.window, start, end)), "a window that is refused")
     return True
+
+
+def split_up(blob: memoryview, layout: Layout, start: int, end: int) -> tuple[memoryview, memoryview]:
+    return split(memoryview(bytearray(blob)), layout, start, end, lambda nbytes: memoryview(bytearray(nbytes)))
 
 
 def canonical_again(buffer: memoryview, headroom: int, layout: Layout, start: int, end: int) -> None:
