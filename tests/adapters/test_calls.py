@@ -130,3 +130,4 @@ def test_a_restore_looks_up_many_keys_at_once_and_parses_each_block_once(
     assert session.position(prompt) == LENGTH
     assert calls.counts("info", "info_many", "get_many") == [0, 2, 1]  # whole blocks, ends behind them
     assert calls.counts(SET, CP, "parse") == [4, 4, 4]
+    assert calls.counts(RM) == [1 + 1], "scratch is given back once; what is behind the prompt is dropped"

@@ -6,7 +6,7 @@ KV streams: :mod:`.memory` excludes both for a whole context, once. What a blob 
 
 A range is captured by tagging its cells with a second sequence id, *scratch* (no data moves), and reading
 that sequence; it is restored by loading into scratch and tagging the cells with the sequence. Scratch and
-the *holder* of cells that must stay free are used within one call each, never between two.
+the *holder* of cells that must stay free are used within one capture or one restore, never between two.
 
 Not thread-safe, like the context itself: one thread at a time.
 """
@@ -138,17 +138,22 @@ class SequenceState:
             return memoryview(recurrent_only(blob, self.memory.recurrent))
         return blob
 
-    def append_rows(self, blob: memoryview) -> None:
-        """Add the rows of a checked blob to the sequence."""
-        self._append(blob, FULL, self.sequence)
+    @contextlib.contextmanager
+    def appending(self) -> Iterator[Callable[[memoryview], None]]:
+        """What adds the rows of a checked blob to the sequence. Scratch is given back at the end: each load of another
+        blob empties it too."""
+        with self._scratch_in_use():
+            yield lambda blob: self._add(blob, FULL, self.sequence)
 
     def append_window(self, blob: memoryview) -> None:
         """Add the rows of a checked partial blob to the window."""
-        self._append(blob, PARTIAL, self.sequence)
+        with self._scratch_in_use():
+            self._add(blob, PARTIAL, self.sequence)
 
     def hold_cells(self, blob: memoryview) -> None:
         """Take the window's next cells for rows that belong to nobody, until :meth:`release_cells`."""
-        self._append(blob, PARTIAL, self._holder)
+        with self._scratch_in_use():
+            self._add(blob, PARTIAL, self._holder)
 
     def release_cells(self) -> None:
         self._release(self._holder)
@@ -167,7 +172,13 @@ class SequenceState:
     @contextlib.contextmanager
     def _tagged(self, start: int, end: int) -> Iterator[None]:
         """Inside, scratch has the rows ``[start, end)``."""
-        llama_cpp.llama_memory_seq_cp(self.context.memory, self.sequence, self._scratch, start, end)
+        with self._scratch_in_use():
+            llama_cpp.llama_memory_seq_cp(self.context.memory, self.sequence, self._scratch, start, end)
+            yield
+
+    @contextlib.contextmanager
+    def _scratch_in_use(self) -> Iterator[None]:
+        """Scratch holds nothing afterwards."""
         try:
             yield
         finally:
@@ -184,18 +195,20 @@ class SequenceState:
     def _read(self, sequence: int, flags: int, headroom: int = 0) -> memoryview:
         """The state of a sequence, behind ``headroom`` bytes: copied there once, by llama.cpp."""
         size = self._size(sequence, flags)
+        if size == 0:
+            raise NativeError("no state to capture")
         buffer = self._buffer(headroom + size)
-        target = ctypes.cast(np.frombuffer(buffer, dtype=np.uint8).ctypes.data + headroom, _U8P)
+        target = ctypes.byref(ctypes.c_uint8.from_buffer(buffer, headroom))
         wrote = int(llama_cpp.llama_state_seq_get_data_ext(self.context.handle, target, size, sequence, flags))
-        if wrote != size or size == 0:
+        if wrote != size:
             raise NativeError(f"{wrote} of {size} bytes captured")
         return buffer
 
-    def _append(self, blob: memoryview, flags: int, sequence: int) -> None:
+    def _add(self, blob: memoryview, flags: int, sequence: int) -> None:
+        """Give the rows of a blob to a sequence; scratch has them too."""
         with _muted() if self.memory.recurrent else contextlib.nullcontext():  # it has no cell for scratch, and says so
             self._set(blob, self._scratch, flags)
         llama_cpp.llama_memory_seq_cp(self.context.memory, self._scratch, sequence, -1, -1)
-        self._release(self._scratch)
 
     def _set(self, blob: memoryview, sequence: int, flags: int) -> None:
         read = self._try_set(blob, sequence, flags)
