@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvtier import Store
+from kvtier import PutOutcome, Store
 from tests.adapters import engine
 from tests.adapters.engine import GEMMA, GEMMA_FULL, SMOL, Setup
 
@@ -107,6 +107,25 @@ def test_all_is_taken_before_the_stores_worker_has_anything_to_do(
     turn(model(setup), store, calls)
     first = calls.names.index("put")
     assert set(calls.names[first:]) == {"put"}
+
+
+def test_a_store_that_takes_no_more_costs_one_block_at_a_time(
+    model: Models, store: Store, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = model(SMOL)
+    session = LlamaSession(llm, store)
+    engine.evaluate(llm, engine.prompt(llm, LENGTH))
+    with monkeypatch.context() as full:
+        full.setattr(Store, "put", lambda *_, **__: PutOutcome.SKIPPED)
+        taken = []
+        for _ in range(2):
+            calls.begin()
+            session.capture(checkpoint=True)
+            taken += calls.counts(GET)
+    assert taken == [4, 1]
+    session.capture(checkpoint=True)
+    assert session.stored_tokens(llm.input_ids[:LENGTH]) == LENGTH
+    assert session.stats.captures_skipped == 2
 
 
 @pytest.mark.parametrize("setup", [SMOL, GEMMA], ids=str)

@@ -54,6 +54,7 @@ class Recorder:
         self._thinner = Thinner(binding)
         self._piece_tokens_max = binding.options.block_tokens
         self._measured = not binding.memory.n_swa
+        self._at_once_bytes = _AT_ONCE_BYTES
 
     def record(self, tokens: Tokens, *, checkpoint: bool) -> None:
         """Store the rows of ``tokens``, the first in the context, and with ``checkpoint`` what going back to the
@@ -98,7 +99,9 @@ class Recorder:
             new = list(new_pieces(keys, start, len(tokens), self._piece_tokens_max))
             wanted = self._wanted(new, len(tokens), window_from)
             try:
-                return all(self._store(taken, tokens) for taken in self._taken(wanted))
+                stored = all(self._store(taken, tokens) for taken in self._taken(wanted))
+                self._at_once_bytes = _AT_ONCE_BYTES if stored else 0  # a queue that is full: nothing in vain next time
+                return stored
             except LimitError:
                 longest = max((piece.end - piece.start for piece in new), default=1)
                 if longest == 1:
@@ -147,7 +150,7 @@ class Recorder:
         some: list[_Taken] = []
         for blocks in wanted:
             some.append(_Taken(blocks, *self._take(blocks)))
-            if sum(taken.nbytes for taken in some) >= _AT_ONCE_BYTES:
+            if sum(taken.nbytes for taken in some) >= self._at_once_bytes:
                 yield some
                 some = []
         yield some
