@@ -155,15 +155,16 @@ class Reads:
         places = iter(self._back.locate(missing))
         return [isinstance(next(places), Located) if f is None else f.block is not None for f in found]
 
-    def info(self, wanted: Wanted) -> BlockInfo | None:
-        found = self._front.find(wanted, use=False)
-        if found is not None or self._back is None:
-            if found is None or found.block is None:
-                return None
-            block = found.block
-            return BlockInfo(wanted.key, block.meta, tuple(v.nbytes for v in block.buffers), found.place)
-        located = self._back.locate([wanted])[0]
-        return None if isinstance(located, MissReason) else self._back.info(located)
+    def info_many(self, wanted: Sequence[Wanted]) -> list[BlockInfo | None]:
+        found = self._front.find_many(wanted, use=False)
+        missing = [w for w, f in zip(wanted, found, strict=True) if f is None]
+        places = iter(self._back.locate(missing) if self._back is not None and missing else ())
+        return [
+            self._info_of(next(places, None)) if f is None else _info(w, f) for w, f in zip(wanted, found, strict=True)
+        ]
+
+    def _info_of(self, located: Located | MissReason | None) -> BlockInfo | None:
+        return self._back.info(located) if self._back is not None and isinstance(located, Located) else None
 
     def explain(self, wanted: Wanted) -> Explanation:
         found = self._front.find(wanted, use=False)
@@ -193,3 +194,9 @@ class Reads:
 
 def _size(views: Sequence[memoryview]) -> int:
     return sum(view.nbytes for view in views)
+
+
+def _info(wanted: Wanted, found: InMemory) -> BlockInfo | None:
+    if found.block is None:
+        return None
+    return BlockInfo(wanted.key, found.block.meta, tuple(v.nbytes for v in found.block.buffers), found.place)

@@ -350,8 +350,12 @@ class Store(Advised, Batched):
 
     def info(self, key: bytes, *, namespace: bytes = b"") -> BlockInfo | None:
         """Metadata and sizes of a block without reading its payload; None if it is not present."""
+        return self.info_many([key], namespace=namespace)[0]
+
+    def info_many(self, keys: Iterable[bytes], *, namespace: bytes = b"") -> list[BlockInfo | None]:
+        """:meth:`info` for several keys, from one view of the index: for a chain, much faster than one by one."""
         self._check_open()
-        return self._reads.info(self._wanted(key, namespace))
+        return self._reads.info_many([self._wanted(k, namespace) for k in keys])
 
     def explain(self, key: bytes, *, namespace: bytes = b"") -> Explanation:
         """Where a block is, or why it is not there: evicted, deleted, damaged, ...; from which tier, and when.

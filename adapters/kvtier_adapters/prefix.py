@@ -18,16 +18,18 @@ that a turn writes its new tokens only, and what was stored is found again to th
 from __future__ import annotations
 
 import struct
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvtier import Store
+    from kvtier import BlockInfo, Store
 
 KEY_BYTES = 32
 TOKEN_BYTES = 4
+
+_AT_ONCE = 32  # keys looked up in one call
 
 _META = struct.Struct("<4sII")  # tag, first row, one past the last row
 _META_TAG = b"kvp1"
@@ -62,16 +64,24 @@ def derive(key: bytes, secret: bytes, tag: bytes) -> bytes:
 class PrefixKeys:
     """The keys of one token sequence; boundary keys are computed once, on demand.
 
-    ``tokens`` are little-endian int32 values as bytes (they are not copied and must not change).
+    ``tokens`` are little-endian int32 values as bytes (they are not copied and must not change). ``known``: pieces
+    that they are known to begin with, from the first row on, whose keys are then not computed again.
     """
 
-    def __init__(self, root: bytes, secret: bytes, tokens: bytes | memoryview, block_tokens: int) -> None:
+    def __init__(
+        self,
+        root: bytes,
+        secret: bytes,
+        tokens: bytes | memoryview,
+        block_tokens: int,
+        known: Iterable[Piece] = (),
+    ) -> None:
         if block_tokens < 1:
             raise ValueError(f"block_tokens must be at least 1, got {block_tokens}")
         self.block_tokens = block_tokens
         self._secret = secret
         self._tokens = memoryview(tokens).cast("B")
-        self._boundaries = [root]
+        self._boundaries = [root, *(piece.key for piece in known if piece.end % block_tokens == 0)]
 
     def __len__(self) -> int:
         return self._tokens.nbytes // TOKEN_BYTES
@@ -128,13 +138,13 @@ def stored_prefixes(
 ) -> Iterator[list[Piece]]:
     """Every prefix of the sequence that is stored without a gap, as its pieces, the longest first.
 
-    Reads no payload: at most one ``info`` per piece, and ``block_tokens - 1`` for the block in which the
-    stored prefix ends. ``unusable`` are keys to treat as absent.
+    Reads no payload. Looks up one key per piece, and at most ``block_tokens - 1`` of the block in which it
+    ends, up to 32 in one call. ``unusable`` are keys to treat as absent.
     """
     found: list[Piece] = []
     whole = len(keys) - len(keys) % keys.block_tokens
-    for boundary in range(keys.block_tokens, whole + 1, keys.block_tokens):
-        pieces = _walk(store, keys, boundary, keys.at(boundary), namespace, unusable)
+    for end, key, info in _looked_up(store, range(keys.block_tokens, whole + 1, keys.block_tokens), keys.at, namespace):
+        pieces = _walk(store, keys, end, key, info, namespace, unusable)
         if pieces is None:
             break
         found += pieces
@@ -150,24 +160,40 @@ def _ends_inside(
     base = found[-1].end if found else 0
     last = min(len(keys), base + keys.block_tokens - 1)
     candidates = keys.inside(base, last)
-    for end in range(last, base, -1):
-        pieces = _walk(store, keys, end, candidates[end - base - 1], namespace, unusable)
+    for end, key, info in _looked_up(store, range(last, base, -1), lambda end: candidates[end - base - 1], namespace):
+        pieces = _walk(store, keys, end, key, info, namespace, unusable)
         if pieces is not None:
             yield found + pieces
 
 
+def _looked_up(
+    store: Store, ends: Sequence[int], key_of: Callable[[int], bytes], namespace: bytes
+) -> Iterator[tuple[int, bytes, BlockInfo | None]]:
+    """Each of these positions, its key, and what the store knows of that."""
+    for at in range(0, len(ends), _AT_ONCE):
+        some = ends[at : at + _AT_ONCE]
+        keys = [key_of(end) for end in some]
+        yield from zip(some, keys, store.info_many(keys, namespace=namespace), strict=True)
+
+
 def _walk(
-    store: Store, keys: PrefixKeys, end: int, key: bytes, namespace: bytes, unusable: Container[bytes]
+    store: Store,
+    keys: PrefixKeys,
+    end: int,
+    key: bytes,
+    info: BlockInfo | None,
+    namespace: bytes,
+    unusable: Container[bytes],
 ) -> list[Piece] | None:
-    """The pieces from the boundary before ``end`` to ``end``, or None where one is missing."""
+    """The pieces from the boundary before ``end`` to ``end``, or None where one is missing; ``info``: of the last."""
     base = (end - 1) // keys.block_tokens * keys.block_tokens
     pieces: list[Piece] = []
     while True:
-        info = None if key in unusable else store.info(key, namespace=namespace)
-        start = None if info is None else first_row(info.meta, end)
+        start = None if info is None or key in unusable else first_row(info.meta, end)
         if start is None or not base <= start < end:
             return None
         pieces.append(Piece(start, end, key))
         if start == base:
             return pieces[::-1]
         end, key = start, keys.at(start)
+        info = store.info(key, namespace=namespace)

@@ -20,7 +20,7 @@ from kvtier_adapters.llama_cpp import LlamaSession, Options, SessionStats, attac
 from kvtier_adapters.llama_cpp.binding import Binding, as_tokens
 from kvtier_adapters.llama_cpp.lookup import Plan
 from kvtier_adapters.llama_cpp.memory import FULL, scratch_ids
-from kvtier_adapters.llama_cpp.state import parse, refused_blob
+from kvtier_adapters.llama_cpp.state import Layout, parse, refused_blob
 from tests import tiny_models
 from tests.adapters import engine, tiny_llama
 from tests.adapters.batching import batching
@@ -129,26 +129,32 @@ def test_without_a_failure_all_of_it_is_restored(case: Case) -> None:
 # -- what llama.cpp refuses ------------------------------------------------------------------------------
 
 
-def other_type(blob: bytes, case: Case, *, window: bool) -> bytes:
-    """A blob of the same form whose first tensor is of another type: only llama.cpp can tell."""
+def layout_of(case: Case) -> Layout:
     layout = binding(case.session()).memory.layout
     assert layout is not None
-    section = parse(memoryview(blob), layout.window if window else layout)[0]
+    return layout
+
+
+def other_type(blob: bytes, layout: Layout) -> bytes:
+    """A blob of the same form whose first tensor is of another type: only llama.cpp can tell."""
+    section = parse(memoryview(blob), layout)[0]
     at = section.tensors[0].data - 12 if section.tensors else section.data  # without layers: another v_trans
     return blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1 :]
 
 
 @of(*ROWS)
 def test_rows_of_another_type(case: Case) -> None:
+    layout = layout_of(case)
     for which in (0, STORED // BLOCK - 1):
-        case.fails_at(which, lambda blob: other_type(blob, case, window=False))
+        case.fails_at(which, lambda blob: other_type(blob, layout))
     case.restores()
 
 
 @of(*WINDOWS)
 def test_window_rows_of_another_type(case: Case) -> None:
+    layout = layout_of(case).window
     first = len(case.plan().pieces)
-    case.fails_at(first, lambda blob: other_type(blob, case, window=True))
+    case.fails_at(first, lambda blob: other_type(blob, layout))
     case.restores()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, cast
 
@@ -71,15 +72,19 @@ def test_new_pieces_tile_the_rows_and_stay_inside_blocks(ids: list[int], start: 
 
 
 class Pieces:
-    """A store that knows metadata only, and counts how often it is asked."""
+    """A store that knows metadata only, and counts how often it is asked, and for how many keys."""
 
     def __init__(self) -> None:
         self.metas: dict[bytes, bytes] = {}
-        self.asked = 0
+        self.calls = self.asked = 0
 
     def info(self, key: bytes, *, namespace: bytes = b"") -> BlockInfo | None:
-        self.asked += 1
-        return BlockInfo(key, self.metas[key], (1,), "ram") if key in self.metas else None
+        return self.info_many([key])[0]
+
+    def info_many(self, keys: Sequence[bytes], *, namespace: bytes = b"") -> list[BlockInfo | None]:
+        self.calls += 1
+        self.asked += len(keys)
+        return [BlockInfo(key, self.metas[key], (1,), "ram") if key in self.metas else None for key in keys]
 
     def turn(self, ids: list[int]) -> None:
         """Store what a session would: everything after the longest prefix that is there."""
@@ -142,13 +147,24 @@ def test_metadata_that_is_not_a_pieces_is_no_piece() -> None:
     assert longest(store, [1, 2, 3]) == []
 
 
-def test_lookups_are_one_a_piece_and_one_a_position_of_the_last_block() -> None:
+def test_keys_are_looked_up_once_and_many_in_one_call() -> None:
+    """One a piece, and one a position of the last block."""
     store = Pieces()
-    ids = list(range(5 * BLOCK))
+    ids = list(range(40 * BLOCK))
     store.turn(ids)
-    store.asked = 0
+    store.calls = store.asked = 0
     assert longest(store, [*ids, 99, 99, 99])[-1].end == len(ids)
-    assert store.asked == 5 + 3
+    assert (store.asked, store.calls) == (40 + 3, 2 + 1)
+
+
+@given(tokens, st.integers(0, 20))
+def test_keys_known_from_pieces_are_not_computed_again(ids: list[int], end: int) -> None:
+    end = min(end, len(ids))
+    whole = keys_of(ids)
+    known = list(new_pieces(whole, 0, end, 3))
+    keys = PrefixKeys(ROOT, SECRET, encoded(ids), BLOCK, known)
+    assert len(keys._boundaries) == 1 + end // BLOCK
+    assert [keys.at(position) for position in range(len(ids) + 1)] == [whole.at(p) for p in range(len(ids) + 1)]
 
 
 def test_prefixes_of_the_real_store() -> None:

@@ -49,7 +49,8 @@ with Store.open(Path(sys.argv[1])) as store:
         for tensor in parse(memoryview(rows), layout)[0].tensors:
             nbytes = tensor.runs * tensor.cell_bytes * count
             rows[tensor.data : tensor.data + nbytes] = random.integers(0, 60, nbytes, dtype=np.uint8).tobytes()
-        native.append_rows(memoryview(rows))
+        with native.appending() as append:
+            append(memoryview(rows))
     llm.input_ids[:TOKENS] = prompt[:TOKENS]
     llm.n_tokens = TOKENS
     session.capture()

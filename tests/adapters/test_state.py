@@ -19,6 +19,7 @@ from kvtier_adapters.llama_cpp.state import (
     HEADROOM_PER_CELL,
     Layout,
     StateLayoutError,
+    StateMismatch,
     blank_rows,
     canonical,
     check_recurrent,
@@ -30,6 +31,7 @@ from kvtier_adapters.llama_cpp.state import (
     recurrent_only,
     refused_blob,
     select_rows,
+    split,
 )
 
 ENVELOPE, SECTION = 8, 8
@@ -82,11 +84,11 @@ def loadable(of: Rows) -> Rows:
     return replace(of, with_sequence=True)
 
 
-def in_place(data: bytes, cells: int, layout: Layout) -> bytes:
+def in_place(data: bytes, start: int, end: int, layout: Layout) -> bytes:
     """``canonical`` on a copy that has the headroom a capture leaves."""
-    headroom = HEADROOM_PER_CELL * cells
+    headroom = HEADROOM_PER_CELL * (end - start)
     buffer = bytearray(headroom) + data
-    return bytes(canonical(memoryview(buffer), headroom, layout))
+    return bytes(canonical(memoryview(buffer), headroom, layout, start, end))
 
 
 @given(made(2))
@@ -95,7 +97,7 @@ def test_sections_tile_the_blob_and_name_their_positions(of: Made) -> None:
     first, second = parse(data, of.layout)
     assert (first.start, first.end, second.end) == (ENVELOPE, second.start, len(data) - len(of.layout.tail))
     for section, written in zip((first, second), of.rows, strict=True):
-        assert section.positions.tolist() == list(written.positions)
+        assert section.positions == list(written.positions)
         assert section.has_sequence == written.with_sequence
         assert len(section.tensors) == written.layers * (2 if of.layout.values else 1)
         assert [t.data for t in section.tensors] == sorted(t.data for t in section.tensors)
@@ -192,17 +194,51 @@ def test_cells_must_agree_on_their_number_of_sequences() -> None:
 @given(made(2))
 def test_canonical_form_is_what_a_context_with_sequences_writes(of: Made) -> None:
     base, _ = of.rows
-    cells = len(base.positions)
-    assert in_place(of.blob(sequence=7), cells, of.layout) == of.blob(loadable(base), NO_ROWS)
+    start, end = min(base.positions), max(base.positions) + 1
+    rows = in_place(of.blob(sequence=7), start, end, of.layout)
+    assert rows == of.blob(loadable(base), NO_ROWS)
+    check_rows(memoryview(rows), of.layout, start, end)
     one = replace(of.layout, sections=1)
-    assert in_place(of.blob(base, sequence=7), cells, one) == of.blob(loadable(base))
+    assert in_place(of.blob(base, sequence=7), start, end, one) == of.blob(loadable(base))
+
+
+@given(made(2))
+def test_a_capture_of_other_rows_than_those_asked_for_is_refused(of: Made) -> None:
+    start, end = min(of.rows[0].positions), max(of.rows[0].positions) + 1
+    for wrong in ((start, end + 1), (start + 1, end + 1), (start - 1, end), (start, start)):
+        with pytest.raises(StateMismatch):
+            in_place(of.blob(), *wrong, of.layout)
+
+
+def test_no_rows_are_no_capture() -> None:
+    with pytest.raises(StateLayoutError, match="no cells"):
+        in_place(blob(NO_ROWS, NO_ROWS), 0, 0, Layout(2))
+
+
+@given(made(2))
+def test_both_sections_of_a_capture_are_told_apart(of: Made) -> None:
+    base = of.rows[0]
+    window = replace(of.rows[1], positions=sorted(base.positions))
+    start, end = min(base.positions), max(base.positions) + 1
+
+    def split_of(*sections: Rows, start: int = start) -> list[bytes]:
+        buffer = memoryview(bytearray(of.blob(*sections, sequence=7)))
+        return [bytes(part) for part in split(buffer, of.layout, start, end, lambda n: memoryview(bytearray(n)))]
+
+    assert split_of(base, window) == [of.blob(loadable(base), NO_ROWS), of.blob(loadable(window))]
+    with pytest.raises(StateMismatch):
+        split_of(base, window, start=start - 1)
+    with pytest.raises(StateLayoutError, match="no cells"):
+        split_of(base, NO_ROWS)
+    with pytest.raises(StateMismatch):
+        split_of(base, replace(window, positions=[*window.positions, end]))
 
 
 def test_canonical_needs_headroom_only_where_the_blob_grows() -> None:
     bare, full = (memoryview(bytearray(blob(Rows([0, 1], with_sequence=s)))) for s in (False, True))
-    assert bytes(canonical(full, 0, Layout(1))) == blob(Rows([0, 1]))
+    assert bytes(canonical(full, 0, Layout(1), 0, 2)) == blob(Rows([0, 1]))
     with pytest.raises(StateLayoutError, match="headroom"):
-        canonical(bare, 0, Layout(1))
+        canonical(bare, 0, Layout(1), 0, 2)
 
 
 @given(made(1), st.integers(0, 70), st.integers(0, 70))
@@ -268,6 +304,15 @@ def test_a_window_holds_exactly_its_rows() -> None:
             check_window(memoryview(blob(Rows([6, 7, 5]))), Layout(1), *wrong)
     with pytest.raises(StateLayoutError):
         check_window(memoryview(blob(Rows([5]), NO_ROWS)), Layout(1), 5, 6)
+
+
+def test_checks_need_no_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a new process its code is read from the disk page by page, which the first restore would wait for."""
+    piece, window = memoryview(blob(Rows([0, 1]), NO_ROWS)), memoryview(blob(Rows([6, 7, 5])))
+    monkeypatch.setattr("kvtier_adapters.llama_cpp.state.np", None)
+    check_rows(piece, Layout(2), 0, 2)
+    check_window(window, Layout(1), 5, 8)
+    assert select_rows(window, Layout(1), 5, 8) is window
 
 
 @given(recurrents, st.lists(st.integers(0, 40), max_size=2))

@@ -159,7 +159,7 @@ def test_a_window_of_several_blocks_is_kept_whole_or_not_at_all() -> None:
         infos = []
         assert session._to is not None
         for piece in next(session._to.prefixes(session._to.keys(as_tokens(prompt)))):
-            part = session._to.window_part(piece)
+            part = session._to.window_parts([piece])[0]
             if part is not None:
                 infos.append(store.info(part.key))
                 assert needed & set(range(part.start, part.end)), "kept for nothing"

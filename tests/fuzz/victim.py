@@ -83,7 +83,7 @@ class Subject:
         one = Layout(1, self.layout.extra, self.layout.values, self.layout.tail)
         return [
             lambda: in_bounds(blob, self.layout),
-            lambda: canonical(captured, headroom, self.layout),
+            lambda: canonical(captured, headroom, self.layout, self.start, self.end),
             lambda: select_rows(blob, one, self.start + 1, self.end),
             lambda: blank_rows(blob, one, 0, 1),
         ]

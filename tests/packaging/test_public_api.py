@@ -67,6 +67,7 @@ METHODS = {
     "match": "(self, keys, *, namespace)",
     "contains": "(self, key, *, namespace)",
     "info": "(self, key, *, namespace)",
+    "info_many": "(self, keys, *, namespace)",
     "explain": "(self, key, *, namespace)",
     "prefetch": "(self, keys, *, namespace)",
     "cancel_prefetch": "(self, keys, *, namespace)",

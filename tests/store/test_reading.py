@@ -352,6 +352,11 @@ def test_info_and_contains_read_no_payload_and_count_as_no_use(tmp_path: Path, f
         store.put(b"k", [b"abc", b"", b"de"], meta=b"m")
         assert store.info(b"k") == BlockInfo(b"k", b"m", (3, 0, 2), "ram")
         store.flush()
+        store.put(b"queued", b"x")
+        store.put(b"deleted", b"x")
+        store.delete(b"deleted")
+        found = store.info_many([b"K", b"k", b"queued", b"deleted"])
+        assert [info and info.key for info in found] == [None, b"k", b"queued", None]
     with Store.open(config(tmp_path, ram=MIB), fs=fs) as store:
         fs.counts.clear()
         info = store.info(b"k")
@@ -360,6 +365,8 @@ def test_info_and_contains_read_no_payload_and_count_as_no_use(tmp_path: Path, f
         assert store.contains(b"k")
         assert not store.contains(b"K")
         assert store.info(b"K") is None
+        assert store.info_many([b"k", b"K", b"k"]) == [info, None, info]
+        assert store.info_many([]) == []
         assert fs.counts["read_at"] == 0
         assert store.stats().ram.blocks == 0
         assert store.stats().tiers[0].hits == 0

@@ -85,7 +85,7 @@ def _place(block: Explanation) -> str:
 
 
 def _bytes(lookup: Lookup, plan: Plan) -> int:
-    infos = [lookup.store.info(p.key, namespace=lookup.namespace) for p in (*plan.pieces, *plan.window)]
+    infos = lookup.store.info_many([p.key for p in (*plan.pieces, *plan.window)], namespace=lookup.namespace)
     return sum(info.nbytes for info in infos if info) + (plan.snapshot.nbytes if plan.snapshot else 0)
 
 

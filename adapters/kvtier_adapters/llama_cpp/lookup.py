@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from kvtier_adapters.llama_cpp.fingerprint import Fingerprint
@@ -39,6 +40,12 @@ class Plan:
         return max(needed_from(self.end, n_swa), self.window[0].start)
 
 
+def window_part(piece: Piece, key: bytes, meta: bytes | None) -> Piece | None:
+    """The sliding-window rows of a piece that are stored under ``key``, by their metadata."""
+    start = None if meta is None else first_row(meta, piece.end)
+    return None if start is None else Piece(start, piece.end, key)
+
+
 class Lookup:
     """The state of one model in a store. ``unusable`` are keys of blocks that were refused: as if missing.
 
@@ -66,25 +73,31 @@ class Lookup:
         self.unusable: set[bytes] = set()
         self.secret = store.derive_key(_SECRET)
 
-    def keys(self, tokens: Tokens, fingerprint: Fingerprint | None = None) -> PrefixKeys:
-        """The keys of a token sequence under this model's fingerprint, or another one."""
+    def keys(
+        self, tokens: Tokens, fingerprint: Fingerprint | None = None, *, known: Sequence[Piece] = ()
+    ) -> PrefixKeys:
+        """The keys of a token sequence under this model's fingerprint, or another one. ``known``: pieces that it is
+        known to begin with."""
         root_of = fingerprint or self.fingerprint
         root = derive(root_of.digest(), self.secret, _ROOT)
         encoded = tokens.astype("<i4", copy=False).data.cast("B")
-        return PrefixKeys(root, self.secret, encoded, root_of.block_tokens)
+        return PrefixKeys(root, self.secret, encoded, root_of.block_tokens, known)
 
     def window_key(self, piece: Piece) -> bytes:
         """The key of the sliding-window rows of a piece."""
         return derive(piece.key, self.secret, _WINDOW)
 
-    def window_part(self, piece: Piece, missing: Collection[bytes] = ()) -> Piece | None:
-        """The stored sliding-window rows of a piece: all of it, or what had not left the window by then."""
-        key = self.window_key(piece)
-        if key in self.unusable or key in missing:
-            return None
-        info = self.store.info(key, namespace=self.namespace)
-        start = None if info is None else first_row(info.meta, piece.end)
-        return None if start is None else Piece(start, piece.end, key)
+    def metas(self, keys: Sequence[bytes], missing: Collection[bytes] = ()) -> list[bytes | None]:
+        """The metadata of these blocks, in one look-up; None for those that are not there."""
+        infos = self.store.info_many(keys, namespace=self.namespace) if keys else ()
+        unusable = self.unusable.union(missing)
+        return [None if i is None or key in unusable else i.meta for key, i in zip(keys, infos, strict=True)]
+
+    def window_parts(self, pieces: Sequence[Piece], missing: Collection[bytes] = ()) -> list[Piece | None]:
+        """The stored sliding-window rows of each piece: all of it, or what had not left the window by then."""
+        keys = [self.window_key(piece) for piece in pieces]
+        metas = self.metas(keys, missing)
+        return [window_part(piece, key, meta) for piece, key, meta in zip(pieces, keys, metas, strict=True)]
 
     def snapshot(self, piece: Piece, missing: Collection[bytes] = ()) -> Snapshot | None:
         """The stored snapshot as of the end of a piece; only its first chunk is looked up."""
@@ -92,8 +105,8 @@ class Lookup:
         first = chunk_key(key, 0, self.secret)
         if not self.unusable.isdisjoint((key, first)) or key in missing or first in missing:
             return None
-        info = self.store.info(first, namespace=self.namespace)
-        return None if info is None else read_meta(key, piece.end, info.meta)
+        (meta,) = self.metas([first])
+        return None if meta is None else read_meta(key, piece.end, meta)
 
     def prefixes(self, keys: PrefixKeys, missing: Collection[bytes] = ()) -> Iterator[list[Piece]]:
         """The stored prefixes of a sequence, the longest first; those with a ``missing`` key left out."""
@@ -102,15 +115,6 @@ class Lookup:
         ):
             if self.capacity is None or pieces[-1].end <= self.capacity:
                 yield pieces
-
-    def has(self, piece: Piece) -> bool:
-        """Whether exactly this piece is stored."""
-        return self.has_block(piece.key, piece.meta)
-
-    def has_block(self, key: bytes, meta: bytes) -> bool:
-        """Whether a block is stored with this metadata."""
-        info = self.store.info(key, namespace=self.namespace)
-        return info is not None and info.meta == meta and key not in self.unusable
 
     def plan(self, keys: PrefixKeys, most: int, missing: Collection[bytes] = ()) -> Plan | None:
         """The longest stored prefix that can be restored. Reads no payload.
@@ -141,27 +145,25 @@ class Lookup:
 
     def all_blocks(self, pieces: Iterable[Piece]) -> list[bytes]:
         """The keys of all that is stored of these pieces: their own, and every window and snapshot as of their ends."""
-        keys = []
-        for piece in pieces:
-            window = self.window_part(piece) if self.n_swa else None
+        keys, pieces = [], list(pieces)
+        windows = self.window_parts(pieces) if self.n_swa else [None] * len(pieces)
+        for piece, window in zip(pieces, windows, strict=True):
             snapshot = self.snapshot(piece) if self.snapshots else None
             keys += [piece.key, *([window.key] if window else ()), *(snapshot.keys(self.secret) if snapshot else ())]
         return keys
 
     def _window_of(self, pieces: Sequence[Piece], resume: int, missing: Collection[bytes]) -> list[Piece] | None:
         """The stored rows of the window that ends with ``pieces``; None where one that ``resume`` needs is missing."""
-        window: list[Piece] = []
         if self.n_swa == 0:
-            return window
+            return []
         needed = first_needed(resume, self.n_swa)
-        for piece in reversed(pieces):
-            if piece.end <= needed:
-                break
-            part = self.window_part(piece, missing)
+        last = [*takewhile(lambda piece: piece.end > needed, reversed(pieces))][::-1]
+        window: list[Piece] = []
+        for piece, part in zip(last, self.window_parts(last, missing), strict=True):
             if part is None or part.start > max(piece.start, needed):
                 return None
             window.append(part)
-        return window[::-1]
+        return window
 
     def why_not(self, tokens: Tokens, keys: PrefixKeys, others: Sequence[Fingerprint]) -> str:
         """Why nothing of a prompt can be restored: without a checkpoint, under another fingerprint, never stored."""

@@ -6,7 +6,7 @@ KV streams: :mod:`.memory` excludes both for a whole context, once. What a blob 
 
 A range is captured by tagging its cells with a second sequence id, *scratch* (no data moves), and reading
 that sequence; it is restored by loading into scratch and tagging the cells with the sequence. Scratch and
-the *holder* of cells that must stay free are used within one call each, never between two.
+the *holder* of cells that must stay free are used within one capture or one restore, never between two.
 
 Not thread-safe, like the context itself: one thread at a time.
 """
@@ -32,6 +32,7 @@ from kvtier_adapters.llama_cpp.state import (
     empty_bytes,
     recurrent_only,
     refused_blob,
+    split,
 )
 from kvtier_adapters.llama_cpp.window import LANES, Ring
 
@@ -95,23 +96,40 @@ class SequenceState:
             self._release(self._holder)
 
     def drop_window(self) -> None:
-        """Drop the window's rows and keep the others: a load drops them first, and is then refused."""
+        """Drop the window's rows and keep the others."""
         self.valid_from = 0
-        with _muted():
-            self._try_set(memoryview(refused_blob()), self.sequence, PARTIAL)
+        self._load_refused(self.sequence, PARTIAL)
         if self._size(self.sequence, PARTIAL) != empty_bytes(self._layout.window):
             raise NativeError("rows of a window are left")
 
     def capture_rows(self, start: int, end: int) -> memoryview:
         """The rows ``[start, end)`` as a canonical blob, without window rows; its memory is the caller's."""
-        return self._capture_range(start, end, FULL, self._layout)
+        headroom = HEADROOM_PER_CELL * (end - start)
+        with self._tagged(start, end):
+            self._untag_window()
+            buffer = self._read(self._scratch, FULL, headroom)
+        blob = canonical(buffer, headroom, self._layout, start, end)
+        return (
+            blob if blob.nbytes > buffer.nbytes // 2 else memoryview(bytes(blob))
+        )  # not with a window that is dropped
 
     def capture_window(self, start: int, end: int) -> memoryview:
         """The rows ``[start, end)`` of the sliding window's layers as a canonical partial blob; memory as above.
 
         ``start`` is at least ``end - n_swa``: older rows are no part of a window that reaches ``end``.
         """
-        return self._capture_range(start, end, PARTIAL, self._layout.window)
+        headroom = HEADROOM_PER_CELL * (end - start)
+        with self._tagged(start, end):
+            buffer = self._read(self._scratch, PARTIAL, headroom)
+        return canonical(buffer, headroom, self._layout.window, start, end)
+
+    def capture_both(self, start: int, end: int) -> tuple[memoryview, memoryview]:
+        """:meth:`capture_rows` and :meth:`capture_window` of the same rows, of which llama.cpp is asked once."""
+        if self.memory.recurrent:  # whose state comes with the window alone, not with the rows
+            return self.capture_rows(start, end), self.capture_window(start, end)
+        with self._tagged(start, end):
+            buffer = self._read(self._scratch, FULL)
+        return split(buffer, self._layout, start, end, self._buffer)
 
     def capture_snapshot(self) -> memoryview:
         """What the rows do not tell of the sequence as it is now: see :class:`.Memory`; memory as above."""
@@ -120,17 +138,22 @@ class SequenceState:
             return memoryview(recurrent_only(blob, self.memory.recurrent))
         return blob
 
-    def append_rows(self, blob: memoryview) -> None:
-        """Add the rows of a checked blob to the sequence."""
-        self._append(blob, FULL, self.sequence)
+    @contextlib.contextmanager
+    def appending(self) -> Iterator[Callable[[memoryview], None]]:
+        """What adds the rows of a checked blob to the sequence. Scratch is given back at the end: each load of another
+        blob empties it too."""
+        with self._scratch_in_use():
+            yield lambda blob: self._add(blob, FULL, self.sequence)
 
     def append_window(self, blob: memoryview) -> None:
         """Add the rows of a checked partial blob to the window."""
-        self._append(blob, PARTIAL, self.sequence)
+        with self._scratch_in_use():
+            self._add(blob, PARTIAL, self.sequence)
 
     def hold_cells(self, blob: memoryview) -> None:
         """Take the window's next cells for rows that belong to nobody, until :meth:`release_cells`."""
-        self._append(blob, PARTIAL, self._holder)
+        with self._scratch_in_use():
+            self._add(blob, PARTIAL, self._holder)
 
     def release_cells(self) -> None:
         self._release(self._holder)
@@ -146,18 +169,25 @@ class SequenceState:
         assert self.memory.layout is not None, "rows of a memory without rows"
         return self.memory.layout
 
-    def _capture_range(self, start: int, end: int, flags: int, layout: Layout) -> memoryview:
-        self._release(self._scratch)
-        llama_cpp.llama_memory_seq_cp(self.context.memory, self.sequence, self._scratch, start, end)
-        headroom = HEADROOM_PER_CELL * (end - start)
+    @contextlib.contextmanager
+    def _tagged(self, start: int, end: int) -> Iterator[None]:
+        """Inside, scratch has the rows ``[start, end)``."""
+        with self._scratch_in_use():
+            llama_cpp.llama_memory_seq_cp(self.context.memory, self.sequence, self._scratch, start, end)
+            yield
+
+    @contextlib.contextmanager
+    def _scratch_in_use(self) -> Iterator[None]:
+        """Scratch holds nothing afterwards."""
         try:
-            buffer = self._read(self._scratch, flags, headroom)
+            yield
         finally:
             self._release(self._scratch)
-        blob = canonical(buffer, headroom, layout)
-        return (
-            blob if blob.nbytes > buffer.nbytes // 2 else memoryview(bytes(blob))
-        )  # not with a window that is dropped
+
+    def _untag_window(self) -> None:
+        """Take the tag of scratch from the window's cells, so that they are not read with its rows."""
+        if self.memory.n_swa and not self.memory.recurrent:
+            self._load_refused(self._scratch, PARTIAL)
 
     def _size(self, sequence: int, flags: int) -> int:
         return int(llama_cpp.llama_state_seq_get_size_ext(self.context.handle, sequence, flags))
@@ -165,18 +195,20 @@ class SequenceState:
     def _read(self, sequence: int, flags: int, headroom: int = 0) -> memoryview:
         """The state of a sequence, behind ``headroom`` bytes: copied there once, by llama.cpp."""
         size = self._size(sequence, flags)
+        if size == 0:
+            raise NativeError("no state to capture")
         buffer = self._buffer(headroom + size)
-        target = ctypes.cast(np.frombuffer(buffer, dtype=np.uint8).ctypes.data + headroom, _U8P)
+        target = ctypes.byref(ctypes.c_uint8.from_buffer(buffer, headroom))
         wrote = int(llama_cpp.llama_state_seq_get_data_ext(self.context.handle, target, size, sequence, flags))
-        if wrote != size or size == 0:
+        if wrote != size:
             raise NativeError(f"{wrote} of {size} bytes captured")
         return buffer
 
-    def _append(self, blob: memoryview, flags: int, sequence: int) -> None:
+    def _add(self, blob: memoryview, flags: int, sequence: int) -> None:
+        """Give the rows of a blob to a sequence; scratch has them too."""
         with _muted() if self.memory.recurrent else contextlib.nullcontext():  # it has no cell for scratch, and says so
             self._set(blob, self._scratch, flags)
         llama_cpp.llama_memory_seq_cp(self.context.memory, self._scratch, sequence, -1, -1)
-        self._release(self._scratch)
 
     def _set(self, blob: memoryview, sequence: int, flags: int) -> None:
         read = self._try_set(blob, sequence, flags)
@@ -187,6 +219,12 @@ class SequenceState:
         source = ctypes.cast(np.frombuffer(blob, dtype=np.uint8).ctypes.data, _U8P)
         return int(llama_cpp.llama_state_seq_set_data_ext(self.context.handle, source, blob.nbytes, sequence, flags))
 
+    def _load_refused(self, sequence: int, *flags: int) -> None:
+        """Empty a sequence, or the part of it that these flags are of: a load does that first, and is then refused."""
+        with _muted():
+            for flag in flags:
+                self._try_set(memoryview(refused_blob()), sequence, flag)
+
     def _release(self, sequence: int) -> None:
         """Take the tag of scratch or holder from all cells.
 
@@ -196,9 +234,7 @@ class SequenceState:
         if not self.memory.recurrent:
             llama_cpp.llama_memory_seq_rm(self.context.memory, sequence, -1, -1)
             return
-        with _muted():
-            for flags in (FULL, PARTIAL) if self.memory.n_swa else (FULL,):
-                self._try_set(memoryview(refused_blob()), sequence, flags)
+        self._load_refused(sequence, *((FULL, PARTIAL) if self.memory.n_swa else (FULL,)))
         if self._size(sequence, FULL) != empty_bytes(self._layout):
             raise NativeError("cells of a scratch sequence are left")
 

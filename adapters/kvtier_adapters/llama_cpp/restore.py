@@ -108,14 +108,11 @@ class Restorer:
         kept = self._keep_live(plan, tokens)
         wanted = plan.pieces[len(kept) :] if to.memory.layout else []
         found = to.store.get_many(to.blocks(plan, len(kept)), namespace=to.namespace, keep=False)
-        for piece in wanted:
-            blob = self._checked(next(found), self._check(check_rows, piece))
-            if blob is None:
-                if not to.memory.checkpoints:
-                    to.holds(tokens, kept, kept[-1].end if kept else 0)
-                return piece.key
-            native.append_rows(blob)
-            kept.append(piece)
+        failed = self._load_rows(wanted, found, kept)
+        if failed is not None:
+            if not to.memory.checkpoints:
+                to.holds(tokens, kept, kept[-1].end if kept else 0)
+            return failed
         if to.memory.rows:
             native.truncate(resume)
         if plan.window:
@@ -131,6 +128,19 @@ class Restorer:
             return plan.snapshot.key
         self._check_complete(plan, resume)
         to.holds(tokens, plan.pieces, resume)
+        return None
+
+    def _load_rows(self, wanted: Sequence[Piece], found: Iterator[Hit | Miss], kept: list[Piece]) -> bytes | None:
+        """Load pieces, and note those that are there in ``kept``; None, or the key of one that was not to be had."""
+        if not wanted:
+            return None
+        with self._to.native.appending() as append:
+            for piece in wanted:
+                blob = self._checked(next(found), self._check(check_rows, piece))
+                if blob is None:
+                    return piece.key
+                append(blob)
+                kept.append(piece)
         return None
 
     def _keep_live(self, plan: Plan, tokens: Tokens) -> list[Piece]:

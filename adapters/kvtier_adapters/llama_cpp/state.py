@@ -31,7 +31,7 @@ What a recurrent model remembers is kept apart too: a blob of rows ends with a r
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,6 +47,8 @@ _COUNT = struct.Struct("=I")  # cells
 _EMPTY_RECURRENT = struct.Struct("=III")  # cells, s_trans, layers
 _ROWS = struct.Struct("=iQ")  # type, row bytes
 _TRANSPOSED = struct.Struct("=iII")  # type, element bytes, rows
+_TENSOR_HEAD = _ROWS.size
+assert _TRANSPOSED.size == _TENSOR_HEAD
 
 _RECURRENT = struct.Struct("=iIII")  # position, n_seq, s_trans, layers: after a count of 1
 _WORD = 4
@@ -104,23 +106,33 @@ class Section:
     start: int
     data: int
     end: int
-    table: Cells
-    """A row for each cell."""
-    tensors: tuple[Tensor, ...]
+    words: memoryview
+    """Those of the cells, one cell after the other."""
+    cell_words: int
+    places: Sequence[tuple[int, int, int]]
+    """Of the tensors: the fields of each."""
 
     @property
     def cells(self) -> int:
-        return len(self.table)
+        return len(self.words) // self.cell_words
 
     @property
-    def positions(self) -> Cells:
-        positions: Cells = self.table[:, _POSITION]
-        return positions
+    def table(self) -> Cells:
+        """A row for each cell: a view."""
+        return np.frombuffer(self.words, dtype=np.int32).reshape(-1, self.cell_words)
+
+    @property
+    def positions(self) -> list[int]:
+        return self.words[_POSITION :: self.cell_words].tolist()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [Tensor(*place) for place in self.places]
 
     @property
     def has_sequence(self) -> bool:
         """Each cell names one sequence, as a blob that is to be loaded must."""
-        return self.cells > 0 and bool(self.table[0, _N_SEQ])
+        return self.cells > 0 and bool(self.words[_N_SEQ])
 
 
 def parse(blob: memoryview, layout: Layout) -> list[Section]:
@@ -140,49 +152,75 @@ def parse(blob: memoryview, layout: Layout) -> list[Section]:
     return found
 
 
-def canonical(buffer: memoryview, start: int, layout: Layout) -> memoryview:
-    """Rewrite the blob at ``buffer[start:]`` in place to its canonical form and return a view of it.
+def canonical(buffer: memoryview, at: int, layout: Layout, start: int, end: int) -> memoryview:
+    """Rewrite the blob at ``buffer[at:]`` in place to its canonical form and return a view of it, which passes
+    :func:`check_rows`. Raises :class:`StateLayoutError` unless its first section has just the rows ``[start, end)``.
 
-    The view may begin up to ``HEADROOM_PER_CELL`` bytes a cell before ``start``. Of two sections the first
+    The view may begin up to ``HEADROOM_PER_CELL`` bytes a cell before ``at``. Of two sections the first
     is kept and the second emptied: the window is captured apart.
     """
-    section, *others = parse(buffer[start:], layout)
+    section, *others = parse(buffer[at:], layout)
     if section.cells == 0:
         raise StateLayoutError("no cells")
+    _check_positions(section, start, end)
     header = _header(section.table, layout.extra)
-    first = start + section.data - len(header)
+    first = at + section.data - len(header)
     if first < 0:
         raise StateLayoutError("no headroom before the blob")
-    end = start + section.end
+    stop = at + section.end
     if others:
-        _SECTION.pack_into(buffer, end, 1, 0)
-        end += _SECTION.size
-        buffer[end : end + len(layout.tail)] = layout.tail
-    end += len(layout.tail)
-    buffer[first : start + section.data] = header
-    return buffer[first:end]
+        _SECTION.pack_into(buffer, stop, 1, 0)
+        stop += _SECTION.size
+        buffer[stop : stop + len(layout.tail)] = layout.tail
+    stop += len(layout.tail)
+    buffer[first : at + section.data] = header
+    return buffer[first:stop]
+
+
+def split(
+    buffer: memoryview, layout: Layout, start: int, end: int, memory: Callable[[int], memoryview]
+) -> tuple[memoryview, memoryview]:
+    """The two sections of a blob as canonical blobs: of rows, copied into new ``memory``; of the window, in place.
+
+    Raises :class:`StateLayoutError` unless both have just the rows ``[start, end)``.
+    """
+    section, window = parse(buffer, layout)
+    for found in (section, window):
+        if found.cells == 0:
+            raise StateLayoutError("no cells")
+        _check_positions(found, start, end)
+    head, window_head = _header(section.table, layout.extra), _header(window.table, layout.extra)
+    parts = [memoryview(head), buffer[section.data : section.end], memoryview(_SECTION.pack(1, 0) + layout.tail)]
+    rows = memory(sum(part.nbytes for part in parts))
+    at = 0
+    for part in parts:
+        rows[at : at + part.nbytes] = part
+        at += part.nbytes
+    first = window.data - len(window_head)
+    buffer[first : window.data] = window_head  # over what was copied
+    return rows, buffer[first:]
 
 
 def select_rows(blob: memoryview, layout: Layout, start: int, end: int) -> memoryview:
     """A canonical blob of one section with only its rows ``[start, end)``; itself if those are all."""
     (section,) = parse(blob, layout)
-    keep = (section.positions >= start) & (section.positions < end)
-    if keep.all():
+    kept = [cell for cell, position in enumerate(section.positions) if start <= position < end]
+    if len(kept) == section.cells:
         return blob
-    parts: list[bytes | memoryview] = [_header(section.table[keep], layout.extra)]
+    parts: list[bytes | memoryview] = [_header(section.table[kept], layout.extra)]
     at = section.data
     for tensor in section.tensors:
         parts.append(blob[at : tensor.data])
         at = tensor.data + tensor.runs * tensor.cell_bytes * section.cells
-        table = np.frombuffer(blob, np.uint8, at - tensor.data, tensor.data)
-        parts.append(table.reshape(tensor.runs, section.cells, tensor.cell_bytes)[:, keep].tobytes())
+        rows = np.frombuffer(blob, np.uint8, at - tensor.data, tensor.data)
+        parts.append(rows.reshape(tensor.runs, section.cells, tensor.cell_bytes)[:, kept].tobytes())
     return memoryview(b"".join([*parts, blob[at : section.end], layout.tail]))
 
 
 def blank_rows(like: memoryview, layout: Layout, first: int, count: int) -> memoryview:
     """A canonical blob of one section with ``count`` rows of zeros from ``first`` on, of the same model as ``like``."""
     (section,) = parse(like, layout)
-    cells = np.zeros((count, section.table.shape[1]), dtype=np.int32)
+    cells = np.zeros((count, section.cell_words), dtype=np.int32)
     cells[:, _POSITION] = np.arange(first, first + count)
     parts: list[bytes | memoryview] = [_header(cells, layout.extra)]
     at = section.data
@@ -197,12 +235,14 @@ def check_rows(blob: memoryview, layout: Layout, start: int, end: int) -> None:
     rows, *others = parse(blob, layout)
     if any(other.cells for other in others):
         raise StateMismatch("a piece with window rows")
+    _check_loadable(rows)
     _check_positions(rows, start, end)
 
 
 def check_window(blob: memoryview, layout: Layout, start: int, end: int) -> None:
     """Raise unless the partial blob can be loaded and its window is exactly the rows ``[start, end)``."""
     (window,) = parse(blob, layout)
+    _check_loadable(window)
     _check_positions(window, start, end)
 
 
@@ -269,12 +309,14 @@ def _recurrent_bytes(tail: bytes) -> int:
     return len(tail) + 2 * _WORD + sum(row_bytes for _, row_bytes in _recurrent_tensors(tail))
 
 
-def _check_positions(section: Section, start: int, end: int) -> None:
+def _check_loadable(section: Section) -> None:
     if not section.has_sequence:
         raise StateMismatch("no cells, or cells without a sequence")
-    expected = np.arange(start, end, dtype=np.int32)
-    positions = section.positions
-    if not (np.array_equal(positions, expected) or np.array_equal(np.sort(positions), expected)):
+
+
+def _check_positions(section: Section, start: int, end: int) -> None:
+    positions, expected = section.positions, list(range(start, end))
+    if positions != expected and sorted(positions) != expected:
         raise StateMismatch(f"{len(positions)} cells are not the rows {start} to {end}")
 
 
@@ -291,35 +333,40 @@ def _parse_section(blob: memoryview, start: int, layout: Layout) -> Section:
     if n_stream != 1 or cells > _CELLS_MAX:
         raise StateLayoutError(f"{n_stream} streams, {cells} cells")
     if cells == 0:
-        return Section(start, at, at, np.empty((0, 2 + layout.extra), dtype=np.int32), ())
+        return Section(start, at, at, blob[at:at].cast("i"), 2 + layout.extra, ())
     (_position, n_seq), _ = _read(_SECTION, blob, at)
     if n_seq > 1:
         raise StateLayoutError(f"a cell of {n_seq} sequences")
     words = 2 + layout.extra + n_seq
     data = _skip(blob, at, cells * words * _WORD)
-    table = np.frombuffer(blob, dtype=np.int32, count=cells * words, offset=at).reshape(cells, words).copy()
-    if not bool((table[:, _N_SEQ] == n_seq).all()):
+    table = blob[at:data].cast("i")
+    if table[_N_SEQ::words].tolist().count(n_seq) != cells:
         raise StateLayoutError("cells differ in their number of sequences")
-    tensors, end = _parse_tensors(blob, data, cells, layout.values)
-    return Section(start, data, end, table, tensors)
+    places, end = _parse_tensors(blob, data, cells, layout.values)
+    return Section(start, data, end, table, words, places)
 
 
-def _parse_tensors(blob: memoryview, at: int, cells: int, values: bool) -> tuple[tuple[Tensor, ...], int]:
+def _parse_tensors(blob: memoryview, at: int, cells: int, values: bool) -> tuple[list[tuple[int, int, int]], int]:
+    """The fields of each :class:`Tensor`, and where the last one ends. Called for each block: hence the plain loop."""
     (v_trans, layers), at = _read(_DATA, blob, at)
     if v_trans > 1 or layers > _LAYERS_MAX:
         raise StateLayoutError(f"v_trans {v_trans}, {layers} layers")
-    tensors = []
+    found, whole, runs = [], blob.nbytes, 1
     for number in range(2 * layers if values else layers):
+        data = at + _TENSOR_HEAD
+        if data > whole:
+            raise StateLayoutError(f"the head of a tensor at {at} of {whole}")
         if v_trans and number >= layers:
-            (kind, cell_bytes, runs), data = _read(_TRANSPOSED, blob, at)
+            kind, cell_bytes, runs = _TRANSPOSED.unpack_from(blob, at)
         else:
-            (kind, cell_bytes), data = _read(_ROWS, blob, at)
-            runs = 1
+            kind, cell_bytes = _ROWS.unpack_from(blob, at)
         if kind < 0 or cell_bytes == 0 or runs == 0:
             raise StateLayoutError(f"tensor of type {kind}, {runs} x {cell_bytes} bytes a cell")
-        tensors.append(Tensor(data, runs, cell_bytes))
-        at = _skip(blob, data, runs * cell_bytes * cells)
-    return tuple(tensors), at
+        found.append((data, runs, cell_bytes))
+        at = data + runs * cell_bytes * cells
+    if at > whole:
+        raise StateLayoutError(f"tensors up to {at} of {whole}")
+    return found, at
 
 
 def _read(layout: struct.Struct, blob: memoryview, at: int) -> tuple[tuple[int, ...], int]:

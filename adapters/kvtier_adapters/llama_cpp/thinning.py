@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kvtier_adapters.llama_cpp.binding import Binding
 from kvtier_adapters.llama_cpp.placement import thin
 from kvtier_adapters.llama_cpp.snapshots import Snapshot
 from kvtier_adapters.llama_cpp.window import first_needed
 from kvtier_adapters.prefix import Piece
+
+if TYPE_CHECKING:
+    from kvtier import BlockInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Thinner:
         """How many bytes the checkpoints that stay take."""
         to = self._to
         snapshots = [part for piece in to.pieces if (part := self._snapshot(piece))] if to.memory.snapshots else []
-        windows = [self._window(piece) for piece in to.pieces] if to.ring.n_swa else []
+        windows = self._windows() if to.ring.n_swa else []
         parts = [*snapshots, *(part for part in windows if part)]
         total = sum(part.nbytes for part in parts)
         if total <= to.options.checkpoint_bytes_max:
@@ -84,13 +88,15 @@ class Thinner:
         snapshot = self._to.snapshot(piece)
         return _Part(piece.end, piece.end, snapshot.nbytes, snapshot) if snapshot else None
 
-    def _window(self, piece: Piece) -> _Part | None:
+    def _windows(self) -> list[_Part | None]:
+        """Of each piece."""
         to = self._to
-        rows = to.window_part(piece)
-        info = to.store.info(rows.key, namespace=to.namespace) if rows else None
-        if rows is None or info is None:
-            return None
-        return _Part(rows.start + 1, rows.end + to.ring.n_swa - 1, info.nbytes, rows)
+        parts = to.window_parts(to.pieces)
+        infos = iter(to.store.info_many([rows.key for rows in parts if rows], namespace=to.namespace))
+        return [self._window(rows, next(infos)) if rows else None for rows in parts]
+
+    def _window(self, rows: Piece, info: BlockInfo | None) -> _Part | None:
+        return _Part(rows.start + 1, rows.end + self._to.ring.n_swa - 1, info.nbytes, rows) if info else None
 
     def _has_window(self, number: int, windows: Sequence[_Part | None]) -> bool:
         """Whether the window as of the end of a piece is stored whole; true where there is none."""

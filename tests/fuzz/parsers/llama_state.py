@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from kvtier_adapters.llama_cpp.state import (
     HEADROOM_PER_CELL,
     Layout,
@@ -17,6 +15,7 @@ from kvtier_adapters.llama_cpp.state import (
     parse,
     recurrent_only,
     select_rows,
+    split,
 )
 from tests.adapters.blobs import Recurrent
 from tests.fuzz.bounds import in_bounds
@@ -52,20 +51,32 @@ def rows(blob: memoryview, layout: Layout) -> bool:
     except StateLayoutError:
         return False
     passes(lambda: check_rows(blob, layout, START, END))
-    cells = parse(blob, layout)[0].cells
-    headroom = HEADROOM_PER_CELL * cells
+    positions = parse(blob, layout)[0].positions
+    headroom = HEADROOM_PER_CELL * len(positions)
+    start = min(positions, default=0)
+    end = start + len(positions)
     buffer = memoryview(bytearray(headroom) + bytes(blob))
-    if passes(lambda: canonical(buffer, headroom, layout)):
-        canonical_again(memoryview(bytearray(headroom) + bytes(blob)), headroom, layout)
+    if passes(lambda: canonical(buffer, headroom, layout, start, end)):
+        canonical_again(memoryview(bytearray(headroom) + bytes(blob)), headroom, layout, start, end)
+    if layout.sections == 2 and passes(lambda: split_up(blob, layout, start, end)):
+        both = split_up(blob, layout, start, end)
+        expect(passes(lambda: check_rows(both[0], layout, start, end)), "rows that are refused")
+        expect(passes(lambda: check_window(both[1], layout.window, start, end)), "a window that is refused")
     return True
 
 
-def canonical_again(buffer: memoryview, headroom: int, layout: Layout) -> None:
-    """The canonical form has the same rows, and is its own canonical form."""
-    before = parse(buffer[headroom:], layout)[0].positions.copy()
-    once = bytes(canonical(buffer, headroom, layout))
-    expect(np.array_equal(parse(memoryview(once), layout)[0].positions, before), "other rows in the canonical form")
-    expect(bytes(canonical(memoryview(bytearray(once)), 0, layout)) == once, "another canonical form of itself")
+def split_up(blob: memoryview, layout: Layout, start: int, end: int) -> tuple[memoryview, memoryview]:
+    return split(memoryview(bytearray(blob)), layout, start, end, lambda nbytes: memoryview(bytearray(nbytes)))
+
+
+def canonical_again(buffer: memoryview, headroom: int, layout: Layout, start: int, end: int) -> None:
+    """The canonical form has the same rows, is its own canonical form, and can be restored."""
+    before = parse(buffer[headroom:], layout)[0].positions
+    once = bytes(canonical(buffer, headroom, layout, start, end))
+    expect(parse(memoryview(once), layout)[0].positions == before, "other rows in the canonical form")
+    again = canonical(memoryview(bytearray(once)), 0, layout, start, end)
+    expect(bytes(again) == once, "another canonical form of itself")
+    expect(passes(lambda: check_rows(memoryview(once), layout, start, end)), "a canonical form that is refused")
 
 
 def window(blob: memoryview, layout: Layout) -> bool:
@@ -76,7 +87,7 @@ def window(blob: memoryview, layout: Layout) -> bool:
     passes(lambda: blank_rows(blob, one, 0, 1))
     if passes(lambda: select_rows(blob, one, START + 1, END)):
         kept = parse(select_rows(blob, one, START + 1, END), one)[0].positions
-        expect(bool(((kept > START) & (kept < END)).all()), f"rows {kept}")
+        expect(all(START < position < END for position in kept), f"rows {kept}")
     return True
 
 
