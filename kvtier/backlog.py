@@ -29,25 +29,38 @@ class Backlog(Generic[_T]):
         self._lock = lock
         self._work = work
         self._notes: deque[_T] = deque()
+        self._owner: int | None = None  # the thread that has the lock, once it worked off the notes
 
     def note(self, notes: Iterable[_T], *, soon: bool = False) -> None:
-        """Take notes. Past 256 of them, or with ``soon``, all are worked off now if nobody has the lock; else whoever
-        takes a note or the lock next does it."""
+        """Take notes. Past 256 of them, or with ``soon``, all are worked off now if nobody has the lock; else by the
+        next one who takes it, or one more note."""
         self._notes.extend(notes)
         if (soon or len(self._notes) >= _NOTES_MAX) and self._lock.acquire(blocking=False):
             try:
                 self.work_off()
             finally:
+                self._owner = None
                 self._lock.release()
 
     @contextmanager
     def settled(self) -> Iterator[None]:
         """Inside, the lock is held and nothing is left to be worked off."""
         with self._lock:
-            self.work_off()
-            yield
+            try:
+                self.work_off()
+                yield
+            finally:
+                self._owner = None
+
+    def settle(self) -> None:
+        """Have all worked off that was noted; not on a thread that has the lock, where it is done already but for what
+        was noted since: what is called under the lock, a user's policy or a listener, may call this."""
+        if self._owner != threading.get_ident():
+            with self.settled():
+                pass
 
     def work_off(self) -> None:
-        """Work off what there is. The lock must be held."""
+        """Work off what there is. The lock must be held; to be called also when it was let go of and taken again."""
+        self._owner = threading.get_ident()
         if self._notes:
             self._work([self._notes.popleft() for _ in range(len(self._notes))])

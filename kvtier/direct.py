@@ -33,7 +33,7 @@ LEAST_COPIED_BYTES = 1 << 20
 #: At most so much in one call: on some file systems readers of a file wait while one writes to it.
 CALL_BYTES_MAX = 8 << 20
 _LEAST_RUN_BYTES = 64 << 10  # shorter runs of whole pages are copied: a request names only so many places
-_BUFFERS_KEPT = 2
+_BUFFERS_KEPT = 4
 _NEVER = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 _NOT_NOW = {errno.EFAULT, errno.ENOMEM}  # memory that cannot be held in place for the disk
 

@@ -137,8 +137,7 @@ class Front:
 
     def settle(self) -> None:
         """Count what was found until now: in this, in the RAM tier, and by its policy."""
-        with self._locked():
-            pass
+        self._uses.settle()
 
     def _note_use(self, block_id: int, block: RamBlock) -> None:
         if block_id in self.ram.waiting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -63,3 +64,27 @@ def test_every_note_of_every_thread_is_worked_off_once() -> None:
     for thread in range(4):
         mine = [n for n in done if n // 1_000_000 == thread]
         assert mine == sorted(mine)
+
+
+def test_what_is_called_under_the_lock_may_have_all_worked_off() -> None:
+    done: list[int] = []
+    lock = threading.Lock()
+
+    def work(notes: Sequence[int]) -> None:
+        done.extend(notes)
+        backlog.settle()  # as a listener that is told of a failing policy may
+
+    backlog: Backlog[int] = Backlog(lock, work)
+    backlog.note([1])
+    with backlog.settled():
+        backlog.settle()
+        lock.release()  # as who waits for a condition does, and others take it meanwhile
+        with backlog.settled():
+            backlog.note([2])
+        lock.acquire()
+        backlog.work_off()
+        backlog.settle()
+    backlog.note([3], soon=True)
+    backlog.note([4])
+    backlog.settle()
+    assert (done, lock.locked()) == ([1, 2, 3, 4], False)
