@@ -74,7 +74,7 @@ def busy(n):
     while not stop.is_set():
         store.put(b"busy%d" % n, noise(n, 1000))
         store.get(b"k")
-threads = [threading.Thread(target=busy, args=(n,)) for n in range(4)]
+threads = [threading.Thread(target=busy, args=(n,), daemon=True) for n in range(4)]
 for thread in threads:
     thread.start()
 calls = {
@@ -83,6 +83,7 @@ calls = {
     "flush": store.flush, "rotate_keys": store.rotate_keys, "forget_keys": store.forget_keys,
     "get": lambda: store.get(b"k"), "get_into": lambda: store.get_into(b"k", bytearray(1)),
     "get_many": lambda: next(store.get_many([b"k"])), "iteration": lambda: next(iterator),
+    "get_many_into": lambda: store.get_many_into([b"k"], [bytearray(1)]), "info_many": lambda: store.info_many([b"k"]),
     "match": lambda: store.match([b"k"]), "contains": lambda: store.contains(b"k"), "info": lambda: store.info(b"k"),
     "explain": lambda: store.explain(b"k"), "prefetch": lambda: store.prefetch([b"k"]),
     "pin": lambda: store.pin([b"k"]), "hint": lambda: store.hint([b"k"], Hint()),
