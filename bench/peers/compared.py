@@ -48,6 +48,9 @@ def comparisons(figures: Mapping[str, Any]) -> Iterator[Comparison]:
         yield from _acknowledged("2 MiB blocks, store until acknowledged", "acknowledged", ours, peers, limits)
         for key, what in _LOADS.items():
             yield from _compare(f"2 MiB blocks, {what}", key, ours, peers, limits)
+    for ours in (r for r in rows if r["name"] == registry.OURS_MANY):
+        for key, what in _LOADS.items():
+            yield from _compare(f"2 MiB blocks, {what}, in one call", key, ours, peers, limits)
     for name, call in _AGAIN.items():
         for ours in (r for r in rows if r["name"] == name):
             what = f"2 MiB blocks, loaded again in the same process, {call}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.peers.peer import Facts, Peer
@@ -48,3 +49,14 @@ class KvtierGet(Kvtier):
         if not isinstance(hit, Hit):
             raise LookupError(key)
         return hit.buffers[0]
+
+
+class KvtierMany(Kvtier):
+    """``get_many``, which reads ahead and checks on its own threads, and a copy of each block to where it belongs."""
+
+    def load_all(self, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[memoryview | None]:
+        for hit, target in zip(self._store.get_many(keys, keep=False), into, strict=True):
+            if not isinstance(hit, Hit):
+                raise LookupError(hit.key)
+            target[:] = hit.buffers[0]
+        return [None] * len(keys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -59,6 +60,10 @@ class Peer(ABC):
     def load(self, key: bytes, into: memoryview) -> memoryview | None:
         """Fill ``into``, which is page-aligned, with a block; or give the memory that has it already. Raises
         :class:`LookupError` if there is none."""
+
+    def load_all(self, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[memoryview | None]:
+        """:meth:`load` for several, by whatever call the peer has for that."""
+        return [self.load(key, target) for key, target in zip(keys, into, strict=True)]
 
     def bring(self, key: bytes, into: memoryview) -> None:
         """Load a block so that it is at hand for the next load, if the peer keeps anything."""

@@ -28,9 +28,11 @@ class Entry(NamedTuple):
 
 OURS = "kvtier"
 OURS_GET = "kvtier, `get`"
+OURS_MANY = "kvtier, `get_many` and a copy"
 ENTRIES = {
     OURS: Entry("kvtier_store", "Kvtier", "ours"),
     OURS_GET: Entry("kvtier_store", "KvtierGet", "ours", loads_only=True),
+    OURS_MANY: Entry("kvtier_store", "KvtierMany", "ours", loads_only=True),
     "a file per block": Entry("files", "Files"),
     "a file per block, `O_DIRECT`": Entry("files", "DirectFiles"),
     "diskcache": Entry("disk_cache", "DiskCache"),

@@ -68,10 +68,9 @@ class Worker:
             for number, target in enumerate(self._got):
                 self._peer.bring(_key(batch, number), target.data)
         self._got[:] = 0
-        found: list[memoryview | None] = []
+        keys = [_key(batch, number) for number in range(len(self._got))]
         begin = time.perf_counter()
-        for number, target in enumerate(self._got):
-            found.append(self._peer.load(_key(batch, number), target.data))
+        found = self._peer.load_all(keys, [target.data for target in self._got])
         seconds = time.perf_counter() - begin
         got = [
             into if view is None else np.frombuffer(view, np.uint8) for into, view in zip(self._got, found, strict=True)
