@@ -49,7 +49,9 @@ _LEVEL = 1
 _WORTH_IT = 0.98  # stored ÷ original; above it the value is stored as it is
 _PIECE_BYTES = 512 << 10  # of a plane
 _SPARES_MAX = 16
+_WINDOW_BYTES_MAX = 8 << 20  # of a frame with more content than that; ours have half a megabyte
 _BLOCK_HEADER_BYTES, _RLE, _RESERVED = 3, 1, 3
+_FEW_BLOCKS, _BLOCK_BYTES_MIN = 16, 256  # of a frame: few, or as large on average; ours hold 8 KiB or more
 
 _T = TypeVar("_T")
 
@@ -177,8 +179,8 @@ def _fill_from_planes(stored: memoryview, value: memoryview) -> None:
 def _frame(frame: memoryview, size: int) -> Iterator[_Frame]:
     """Reads one whole frame of exactly ``size`` bytes of content, which must be read to its end.
 
-    What the frame says of itself is checked first: its content's size, before anything is allocated by it,
-    and that it ends where the bytes end.
+    What the frame says of itself is checked first: its content's size and its window, before anything is allocated by
+    them, and that it ends where the bytes end.
     """
     try:
         said = zstandard.get_frame_parameters(frame)
@@ -187,7 +189,9 @@ def _frame(frame: memoryview, size: int) -> Iterator[_Frame]:
         raise CodecError(f"not a sound zstd frame: {e}") from e
     if said.content_size != size:
         raise CodecError(f"the frame holds {said.content_size} bytes, wanted {size}")
-    if said.has_checksum or _blocks_end(frame, at) != frame.nbytes:
+    if said.window_size > max(size, _WINDOW_BYTES_MAX):
+        raise CodecError(f"the frame wants a window of {said.window_size} bytes")
+    if said.has_checksum or _blocks_end(frame, at, _FEW_BLOCKS + size // _BLOCK_BYTES_MIN) != frame.nbytes:
         raise CodecError("the frame does not end where its bytes end")
     with _decompressors.borrowed() as decompressor, decompressor.stream_reader(frame) as reader:
         yield (content := _Frame(reader))
@@ -218,13 +222,14 @@ class _Frame:
         return count
 
 
-def _blocks_end(frame: memoryview, at: int) -> int:
+def _blocks_end(frame: memoryview, at: int, blocks_max: int) -> int:
     """Where the last block of a frame ends whose first one begins ``at``. :class:`CodecError` if it has no last one."""
-    is_last = 0
-    while not is_last:
+    for _ in range(blocks_max):
         header = int.from_bytes(frame[at : at + _BLOCK_HEADER_BYTES], "little")
         is_last, kind, size = header & 1, header >> 1 & 3, header >> 3
         if at + _BLOCK_HEADER_BYTES > frame.nbytes or kind == _RESERVED:
-            raise CodecError("the frame has no end")
+            break
         at += _BLOCK_HEADER_BYTES + (1 if kind == _RLE else size)
-    return at
+        if is_last:
+            return at
+    raise CodecError("the frame has no end")

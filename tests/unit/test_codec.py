@@ -192,6 +192,46 @@ def test_frames_that_lie_about_their_end_are_refused() -> None:
             decoded(ZSTD, bad, size)
 
 
+def windowed(frame: bytes, log: int) -> bytes:
+    """The frame, which has a window of its own, with one of ``1 << log`` bytes."""
+    assert not frame[4] & 0x20, "one segment: its window is its content"
+    return frame[:5] + bytes([(log - 10) << 3]) + frame[6:]
+
+
+def test_a_window_far_beyond_the_content_is_refused() -> None:
+    value = half_floats(1000) * 600
+    _, frame = stored_bytes("zstd", value)
+    assert zstandard.get_frame_parameters(frame).window_size < len(value)
+    assert decoded(ZSTD, windowed(frame, 23), len(value)) == value
+    for log in (24, 27):
+        assert zstandard.get_frame_parameters(windowed(frame, log)).window_size == 1 << log
+        with pytest.raises(CodecError, match="window"):
+            decoded(ZSTD, windowed(frame, log), len(value))
+
+
+@pytest.mark.parametrize("block", [(0, b""), (0, b"a"), (1, b"a")])
+def test_endless_blocks_are_not_followed(block: tuple[int, bytes]) -> None:
+    many = frame_of(*[block] * 100_000, size=1000)
+    with pytest.raises(CodecError, match="no end"):
+        decoded(ZSTD, many, 1000)
+
+
+@pytest.mark.parametrize("kind", ["zeros", "noise", "floats", "mixed"])
+def test_frames_of_any_size_are_within_the_bounds(kind: str) -> None:
+    """What is refused in others' frames, zstd never writes."""
+    noise = random.Random(1).randbytes(1 << 20)
+    values = {
+        "zeros": bytes(1 << 20),
+        "noise": noise,
+        "floats": half_floats(4000) * 132,
+        "mixed": b"".join(noise[i : i + 5000] + bytes(15_000) for i in range(0, 1 << 20, 20_000)),
+    }
+    compressor = zstandard.ZstdCompressor(level=1)
+    for size in [*range(40), *(1 << n for n in range(6, 20)), *((1 << n) + 1 for n in range(6, 20)), 1_000_000]:
+        value = values[kind][:size]
+        assert decoded(ZSTD, compressor.compress(value), size) == value
+
+
 def test_a_bomb_is_refused_before_memory_is_taken() -> None:
     bomb = zstandard.ZstdCompressor(level=1).compress(bytes(64 << 20))
     unsized = zstandard.ZstdCompressor(level=1, write_content_size=False).compress(bytes(64 << 20))
