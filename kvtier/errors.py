@@ -28,6 +28,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+_E = TypeVar("_E", bound=BaseException)
 
 __all__ = [
     "ConfigError",
@@ -145,3 +148,10 @@ class FlushError(KvtierError):
     def __init__(self, message: str, failed: int) -> None:
         self.failed = failed
         super().__init__(message)
+
+
+def bare(error: _E) -> _E:
+    """The error without its traceback and what led to it, for one that is kept as a value: they hold on to all that was
+    in use where it was raised, such as the caller's buffers."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error

@@ -2,25 +2,29 @@
 
 What was read is checked where it was read. Blocks that have to be decoded, which takes about as long as reading them,
 are shared out in pieces instead: to whatever thread is free, once the next read has one, and to the consumer, which
-checks a piece itself rather than wait for one.
+checks a piece itself rather than wait for one. Once the consumer is gone, nothing more is read or checked.
 
 Threads: one consumer; the reads run wherever ``submit`` runs them.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
+from traceback import format_exception
 from typing import Any, NamedTuple
 
 from kvtier.background.read_order import Batch, size_of
 from kvtier.blocks import MissReason
-from kvtier.errors import StoreClosed
+from kvtier.errors import StoreClosed, bare
 from kvtier.tiers.ram import RamBlock
 from kvtier.tiers.reading import Raw
+
+log = logging.getLogger("kvtier")
 
 Outcome = RamBlock | MissReason
 
@@ -40,23 +44,21 @@ class Bounds(NamedTuple):
 class _Piece:
     """Blocks of a batch that are checked together, by whoever claims them first; and what came of them."""
 
-    def __init__(self, job: _Job, some: slice) -> None:
-        self.job = job
+    def __init__(self, some: slice) -> None:
         self.some = some
         self.outcomes: list[Outcome | None] | None = None
-        self.error: BaseException | None = None
+        self.failure: list[BaseException] | None = None  # one error, of all pieces that it befell
 
     @property
     def is_done(self) -> bool:
-        return self.outcomes is not None or self.error is not None
+        return self.outcomes is not None or self.failure is not None
 
     def take(self, position: int) -> Outcome:
-        """One block, forgotten as it is handed on, so that its buffer can be used again."""
-        if self.error is not None:
-            raise self.error
+        """One block, or the error, forgotten as it is handed on, so that its buffer can be used again."""
+        if self.failure is not None:
+            raise self.failure.pop()
         assert self.outcomes is not None
         outcome, self.outcomes[position] = self.outcomes[position], None
-        self.job.left -= 1
         assert outcome is not None
         return outcome
 
@@ -69,7 +71,7 @@ class _Job:
         self.raw: Raw | None = None
         self.left = len(batch)
         self.is_shared = any(block.is_encoded for block in batch)
-        self.pieces = [_Piece(self, some) for some in _pieces(batch)]
+        self.pieces = [_Piece(some) for some in _pieces(batch)]
         self.unchecked = len(self.pieces)
 
 
@@ -110,7 +112,7 @@ class ReadAhead:
         self._news = threading.Condition(self._lock)  # for the consumer: there is something to take or to check
         self._jobs = [_Job(batch) for batch in batches]
         self._places = _places(self._jobs, order)
-        self._unclaimed: deque[_Piece] = deque()  # read, and checked by nobody yet
+        self._unclaimed: deque[tuple[_Job, _Piece]] = deque()  # read, shared, and checked by nobody yet
         self._launched = 0
         self._held = self._held_bytes = 0
         self._ahead_bytes = min(bounds.nbytes, bounds.first_bytes or bounds.nbytes)
@@ -124,10 +126,12 @@ class ReadAhead:
                 if number >= self._launched:
                     self._launch(number)
                 while (mine := self._claim_or_wait(piece)) is not None:
-                    self._check_piece(mine)
+                    self._check_piece(*mine)
+                job = self._jobs[number]
+                job.left -= 1
                 yield piece.take(position)
-                if not piece.job.left:
-                    self._consumed(size_of(piece.job.batch))
+                if not job.left:
+                    self._consumed(size_of(job.batch))
         finally:
             self._is_wanted = False  # without the lock: the garbage collector may end this wherever it runs
 
@@ -154,7 +158,7 @@ class ReadAhead:
                     self._submit(self._run, job)
                 except RuntimeError:  # the pool is closed
                     for piece in job.pieces:
-                        piece.error = StoreClosed("the store is closed")
+                        piece.failure = [StoreClosed("the store is closed")]
 
     def _may_read(self, nbytes: int) -> bool:
         if self._held and (self._held >= self._bounds.batches or self._held_bytes + nbytes > self._ahead_bytes):
@@ -162,21 +166,20 @@ class ReadAhead:
         return not self._reading_bytes or self._reading_bytes + nbytes <= self._bounds.at_once_bytes
 
     def _run(self, job: _Job) -> None:
+        if not self._is_wanted:
+            return
         try:
             try:
-                raw = self._fetch(job.batch)
+                job.raw = self._fetch(job.batch)
             finally:
                 self._fetched(size_of(job.batch))
         except BaseException as error:
-            self._failed(job.pieces, error)
+            self._failed(job, job.pieces, error)
         else:
-            with self._lock:
-                job.raw = raw
-                self._unclaimed += job.pieces
-                if job.is_shared:
-                    self._news.notify()
-            for _ in job.pieces:
-                self._have_one_checked(is_shared=job.is_shared)
+            if job.is_shared:
+                self._share(job)
+            else:
+                self._check_piece(job, job.pieces[0])
 
     def _fetched(self, nbytes: int) -> None:
         """The disk is free for the next one, while this one is checked."""
@@ -184,55 +187,64 @@ class ReadAhead:
             self._reading_bytes -= nbytes
         self._launch()
 
-    def _claim_or_wait(self, wanted: _Piece) -> _Piece | None:
+    def _share(self, job: _Job) -> None:
+        """Have the pieces checked by the next threads with nothing to read, or by the consumer."""
+        with self._lock:
+            self._unclaimed += ((job, piece) for piece in job.pieces)
+            self._news.notify()
+        for _ in job.pieces:
+            with suppress(RuntimeError):  # the pool is closed
+                self._submit(self._check_first)
+                continue
+            self._check_first()
+
+    def _claim_or_wait(self, wanted: _Piece) -> tuple[_Job, _Piece] | None:
         """Wait until the piece is there, and then return None; or for one that the consumer can check meanwhile."""
         with self._lock:
             while not wanted.is_done:
-                if (piece := self._claim()) is not None:
-                    return piece
+                if self._unclaimed:
+                    return self._unclaimed.popleft()
                 self._news.wait()
             return None
 
-    def _claim(self) -> _Piece | None:
-        """The first piece that was read and that nobody checks yet. Under the lock."""
-        return self._unclaimed.popleft() if self._unclaimed else None
-
-    def _have_one_checked(self, *, is_shared: bool) -> None:
-        """The first piece that nobody has claimed: here, or ``is_shared``, by the next thread with nothing to read."""
-        if is_shared:
-            with suppress(RuntimeError):  # the pool is closed
-                self._submit(self._check_first)
-                return
-        self._check_first()
-
     def _check_first(self) -> None:
+        """The first piece that was read and that nobody has claimed."""
         with self._lock:
-            piece = self._claim()
-        if piece is not None:
-            self._check_piece(piece)
+            claimed = self._unclaimed.popleft() if self._unclaimed else None
+        if claimed is not None:
+            self._check_piece(*claimed)
 
-    def _check_piece(self, piece: _Piece) -> None:
-        job = piece.job
+    def _check_piece(self, job: _Job, piece: _Piece) -> None:
+        if not self._is_wanted:
+            return
         assert job.raw is not None
         try:
             outcomes: list[Outcome | None] = [*self._check(job.raw, piece.some)]
         except BaseException as error:
-            self._failed([piece], error)
+            self._failed(job, [piece], error)
             if not isinstance(error, Exception):
                 raise
         else:
             with self._lock:
-                job.unchecked -= 1
-                if not job.unchecked:
-                    job.raw = None
                 piece.outcomes = outcomes
-                self._news.notify()
+                self._checked(job)
 
-    def _failed(self, pieces: Sequence[_Piece], error: BaseException) -> None:
-        with self._lock:
-            for piece in pieces:
-                piece.error = error
-            self._news.notify()
+    def _failed(self, job: _Job, pieces: Sequence[_Piece], error: BaseException) -> None:
+        try:
+            log.error("reading ahead failed\n%s", "".join(format_exception(error)))
+        finally:
+            failure = [bare(error)]
+            with self._lock:
+                for piece in pieces:
+                    piece.failure = failure
+                    self._checked(job)
+
+    def _checked(self, job: _Job) -> None:
+        """One more piece of the batch is done with. Under the lock."""
+        job.unchecked -= 1
+        if not job.unchecked:
+            job.raw = None
+        self._news.notify()
 
 
 def _places(jobs: Sequence[_Job], order: Sequence[int] | None) -> list[tuple[int, _Piece, int]]:

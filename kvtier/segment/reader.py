@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from kvtier.errors import bare
 from kvtier.fs import FileSystem
 from kvtier.segment.format import (
     PAGE,
@@ -159,7 +160,7 @@ def check_records(fetched: Fetched, store_id: bytes, tier_no: int) -> list[Recor
                 raise FormatError("the segment ends inside the record")
             results.append(_checked(extent, unpack_head(raw, extent.place(store_id, tier_no)), views))
         except FormatError as e:
-            results.append(e)
+            results.append(bare(e))
     return results
 
 

@@ -17,6 +17,7 @@ from kvtier import codec
 from kvtier.blocks import MissReason
 from kvtier.buffers import split
 from kvtier.clock import StoreTime
+from kvtier.errors import bare
 from kvtier.events import Signals
 from kvtier.index.lmdb_index import LmdbIndex, View
 from kvtier.index.schema import BlockEntry, ContentEntry
@@ -169,7 +170,7 @@ class DiskReader:
                 stored = [self._memory_for(block) for block in batch]
                 fetched = tier.fetch([(extent, [s]) for extent, s in zip(extents, stored, strict=True)])
         except (OSError, FormatError) as e:
-            return Raw(batch, [], e)
+            return Raw(batch, [], bare(e))
         return Raw(batch, stored, fetched, memory and _shared(memory, batch))
 
     def blocks(self, raw: Raw, some: slice = slice(None)) -> list[RamBlock | MissReason]:
@@ -190,7 +191,7 @@ class DiskReader:
             located.tier.check_lengths(located.extent, located.entry.nbytes)
             stored = self._memory_for(located)
         except (OSError, FormatError) as e:
-            return self._block(located, _NOTHING, e, tries)
+            return self._block(located, _NOTHING, bare(e), tries)
         return self._block(located, stored, self._try(located, [stored]), tries)
 
     def _memory_for(self, located: Located) -> memoryview:
@@ -212,7 +213,7 @@ class DiskReader:
             except KeyMissing:
                 return self._no_key()
             except _DOUBTS as e:
-                problem = e
+                problem = bare(e)
             else:
                 self._count(located)
                 return located, meta
@@ -273,7 +274,7 @@ class DiskReader:
         try:
             return located.tier.check(located.tier.fetch([(located.extent, stored)]))[0]
         except OSError as e:
-            return e
+            return bare(e)
 
     def _block(
         self,
@@ -290,7 +291,7 @@ class DiskReader:
             except KeyMissing:
                 return self._no_key()
             except _DOUBTS as e:
-                problem = e
+                problem = bare(e)
             else:
                 self._count(located)
                 return block

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ VALUES = [value(n) for n in range(len(KEYS))]
 def compressed(folder: Path, *, ram: int = 0, **changes: Any) -> Config:
     """One segment that holds everything; batches of four blocks as they are decoded."""
     ahead = {"threads": THREADS, "coalesce_bytes_max": 4 * SIZE, "bytes_max": 32 * MIB}
-    disk = tier(codec="zstd-planes", bytes_max=64 * MIB, segment_bytes=32 * MIB, **changes)
+    disk = tier(**{"codec": "zstd-planes", "bytes_max": 64 * MIB, "segment_bytes": 32 * MIB, **changes})
     return config(folder, disk, prefetch=ahead, value_bytes_max=MIB, ram=ram)
 
 
@@ -92,24 +94,63 @@ def content_of(store: Store, key: bytes) -> Any:
     return located.content  # type: ignore[union-attr]
 
 
+def index_says(monkeypatch: pytest.MonkeyPatch, codec_id: int) -> None:
+    true_content = View.content
+
+    def content(self: View, *args: Any) -> Any:
+        found = true_content(self, *args)
+        return found and found._replace(codec=codec_id)
+
+    monkeypatch.setattr(View, "content", content)
+
+
 @pytest.mark.parametrize("said", [codec.NONE, codec.ZSTD, 77])
 def test_a_record_of_another_codec_than_the_index_says_is_a_miss(
     tmp_path: Path, said: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     c = filled(compressed(tmp_path), VALUES[:1])
-    true_content = View.content
-
-    def content(self: View, *args: Any) -> Any:
-        found = true_content(self, *args)
-        return found and found._replace(codec=said)
-
-    monkeypatch.setattr(View, "content", content)
+    index_says(monkeypatch, said)
     with Store.open(c, read_only=True) as store:
         assert store.get(KEYS[0]) == Miss(KEYS[0], MissReason.CORRUPT)
     with Store.open(c, read_only=True) as store:
         assert list(store.get_many(KEYS[:1], keep=False)) == [Miss(KEYS[0], MissReason.CORRUPT)]
     with Store.open(c, read_only=True) as store:
         assert store.get_into(KEYS[0], [bytearray(SIZE)]) == Miss(KEYS[0], MissReason.CORRUPT)
+
+
+@pytest.mark.parametrize("name", ["none", "zstd-planes"])
+@pytest.mark.parametrize("damage", ["payload", "codec", "short"])
+def test_no_error_holds_on_to_memory(tmp_path: Path, name: str, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    c = compressed(tmp_path, codec=name)
+    with Store.open(c) as store:
+        store.put(KEYS[0], VALUES[0])
+        store.flush()
+        content = content_of(store, KEYS[0])
+    if damage == "payload":
+        flip(only_segment(tmp_path), content.offset + content.head_len + content.stored_len - 9)
+    elif damage == "codec":
+        index_says(monkeypatch, 77)
+    else:
+        os.truncate(only_segment(tmp_path), content.offset + content.head_len + 99)
+
+    target = bytearray(SIZE)
+    miss = Miss(KEYS[0], MissReason.CORRUPT)
+    ways: list[Callable[[Store], object]] = [
+        lambda store: store.get_into(KEYS[0], target),
+        lambda store: store.get(KEYS[0]),
+        lambda store: next(store.get_many(KEYS[:1], keep=False)),
+    ]
+    for way in ways:
+        with Store.open(c, read_only=True) as store:
+            gc.disable()
+            try:
+                before = len(store._pool._lent)
+                assert way(store) == miss
+                target.append(0)  # which fails while anyone sees its memory
+                assert len(store._pool._lent) == before
+            finally:
+                gc.enable()
+            target.pop()
 
 
 # -- who decodes -------------------------------------------------------------------------------------

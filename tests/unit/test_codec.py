@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import struct
+import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtier import codec
+from kvtier import codec, planes
 from kvtier.codec import CODEC_IDS, NONE, ZSTD, ZSTD_PLANES, CodecError, codec_name, decode_into, encode
 
 
@@ -150,7 +151,7 @@ def test_into_one_target_nothing_is_allocated(name: str) -> None:
     codec_id, stored = stored_bytes(name, value)
     assert codec_id == CODEC_IDS[name]
     target = memoryview(bytearray(len(value)))
-    decode_into(codec_id, memoryview(stored), [target])  # a thread's contexts are made once
+    decode_into(codec_id, memoryview(stored), [target])  # contexts are made once
     tracemalloc.start()
     try:
         decode_into(codec_id, memoryview(stored), [target])
@@ -191,6 +192,46 @@ def test_frames_that_lie_about_their_end_are_refused() -> None:
             decoded(ZSTD, bad, size)
 
 
+def windowed(frame: bytes, log: int) -> bytes:
+    """The frame, which has a window of its own, with one of ``1 << log`` bytes."""
+    assert not frame[4] & 0x20, "one segment: its window is its content"
+    return frame[:5] + bytes([(log - 10) << 3]) + frame[6:]
+
+
+def test_a_window_far_beyond_the_content_is_refused() -> None:
+    value = half_floats(1000) * 600
+    _, frame = stored_bytes("zstd", value)
+    assert zstandard.get_frame_parameters(frame).window_size < len(value)
+    assert decoded(ZSTD, windowed(frame, 23), len(value)) == value
+    for log in (24, 27):
+        assert zstandard.get_frame_parameters(windowed(frame, log)).window_size == 1 << log
+        with pytest.raises(CodecError, match="window"):
+            decoded(ZSTD, windowed(frame, log), len(value))
+
+
+@pytest.mark.parametrize("block", [(0, b""), (0, b"a"), (1, b"a")])
+def test_endless_blocks_are_not_followed(block: tuple[int, bytes]) -> None:
+    many = frame_of(*[block] * 100_000, size=1000)
+    with pytest.raises(CodecError, match="no end"):
+        decoded(ZSTD, many, 1000)
+
+
+@pytest.mark.parametrize("kind", ["zeros", "noise", "floats", "mixed"])
+def test_frames_of_any_size_are_within_the_bounds(kind: str) -> None:
+    """What is refused in others' frames, zstd never writes."""
+    noise = random.Random(1).randbytes(1 << 20)
+    values = {
+        "zeros": bytes(1 << 20),
+        "noise": noise,
+        "floats": half_floats(4000) * 132,
+        "mixed": b"".join(noise[i : i + 5000] + bytes(15_000) for i in range(0, 1 << 20, 20_000)),
+    }
+    compressor = zstandard.ZstdCompressor(level=1)
+    for size in [*range(40), *(1 << n for n in range(6, 20)), *((1 << n) + 1 for n in range(6, 20)), 1_000_000]:
+        value = values[kind][:size]
+        assert decoded(ZSTD, compressor.compress(value), size) == value
+
+
 def test_a_bomb_is_refused_before_memory_is_taken() -> None:
     bomb = zstandard.ZstdCompressor(level=1).compress(bytes(64 << 20))
     unsized = zstandard.ZstdCompressor(level=1, write_content_size=False).compress(bytes(64 << 20))
@@ -221,14 +262,54 @@ def test_flipped_bytes_decode_or_raise_codec_error(name: str, at: int, flip: int
         assert len(decoded(codec_id, bytes(bad), len(VALUE))) == len(VALUE)
 
 
-def test_threads_do_not_share_contexts() -> None:
+def test_threads_get_what_is_theirs() -> None:
     values = [half_floats(20_000, seed) for seed in range(8)]
 
     def work(value: bytes) -> bool:
         return all(decoded(*stored_bytes(name, value), len(value)) == value for name in CODEC_IDS)
 
-    mine = codec._contexts.compressor  # before theirs, whose places in memory it could get once they are gone
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, values * 4))
-        ids = set(pool.map(lambda _: id(codec._contexts.compressor), range(50)))
-    assert id(mine) not in ids
+
+
+def test_a_decode_in_the_midst_of_another_on_the_same_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a signal handler, or by what the garbage collector finalizes."""
+    outer, inner = (half_floats(1000, seed) * 800 for seed in (1, 2))
+    outer_stored, inner_stored = stored_bytes("zstd-planes", outer), stored_bytes("zstd-planes", inner)
+    between: list[bytes] = []
+    true_merge = planes.merge
+
+    def merge(*args: memoryview) -> None:
+        if not between:
+            between.append(b"")
+            between[0] = decoded(*inner_stored, len(inner))
+        true_merge(*args)
+
+    monkeypatch.setattr(planes, "merge", merge)
+    assert decoded(*outer_stored, len(outer)) == outer
+    assert between == [inner]
+
+
+def test_only_so_much_is_kept_for_later_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = half_floats(3000)
+    stored = stored_bytes("zstd-planes", value)
+    true_merge, most = planes.merge, codec._SPARES_MAX
+    all_there = threading.Barrier(most + 4)
+
+    def merge(*args: memoryview) -> None:
+        all_there.wait(60)
+        true_merge(*args)
+
+    monkeypatch.setattr(planes, "merge", merge)
+    with ThreadPoolExecutor(most + 4) as pool:
+        assert set(pool.map(lambda _: decoded(*stored, len(value)), range(most + 4))) == {value}
+    assert len(codec._decompressors._spare) == len(codec._pieces._spare) == most
+
+
+def test_one_after_the_other_uses_the_same_again() -> None:
+    value = half_floats(3000)
+    for spares in (codec._compressors, codec._decompressors, codec._pieces):
+        spares._spare.clear()
+    for _ in range(3):
+        assert decoded(*stored_bytes("zstd-planes", value), len(value)) == value
+    assert [len(s._spare) for s in (codec._compressors, codec._decompressors, codec._pieces)] == [1, 1, 1]

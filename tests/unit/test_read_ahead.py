@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, cast
 
 import pytest
 
 from kvtier import StoreClosed
+from kvtier.background import read_ahead
 from kvtier.background.read_ahead import _PIECE_BYTES, Bounds, Outcome, ReadAhead
 from kvtier.background.read_order import Batch
 from kvtier.blocks import MissReason
@@ -100,7 +103,20 @@ def test_nothing_more_is_read_for_a_consumer_that_went_away() -> None:
     outcomes = started(ahead_of(pool, row(5, 600), Bounds(4, 100_000, 1000)), pool)
     outcomes.close()
     pool.run()
-    assert (pool.waiting, pool.reads) == ([], [1, 2])
+    assert (pool.waiting, pool.reads) == ([], [1])
+
+
+def test_what_is_being_read_when_the_consumer_goes_away_is_not_checked() -> None:
+    class Gone(Pool):
+        def fetch(self, batch: Batch) -> Raw:
+            if self.reads:
+                outcomes.close()
+            return super().fetch(batch)
+
+    pool = Gone()
+    outcomes = started(ahead_of(pool, row(5, 600), Bounds(4, 100_000, 1000)), pool)
+    pool.run()
+    assert (pool.waiting, pool.reads, pool.checked) == ([], [1, 2], [1])
 
 
 def test_a_closed_pool_ends_the_consumer() -> None:
@@ -226,7 +242,87 @@ def test_what_was_read_is_let_go_once_all_of_it_is_decoded() -> None:
     assert job.raw is None
 
 
-def test_a_check_that_raises_is_the_consumers_to_see_and_no_other_piece_suffers() -> None:
+def test_nothing_more_is_decoded_for_a_consumer_that_went_away() -> None:
+    pool = Pool()
+    ahead = whole(pool, encoded(3))
+    outcomes: Any = ahead.outcomes()
+    ahead._launch()
+    pool.run()
+    next(outcomes)
+    outcomes.close()
+    while pool.waiting:
+        pool.run()
+    assert pool.checked == [1]
+
+
+class Remembered(Pool):
+    """All of its blocks are read into one piece of memory, which can grow when nobody refers to it any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = bytearray(9)
+
+    def fetch(self, batch: Batch) -> Raw:
+        return super().fetch(batch)._replace(stored=[memoryview(self.memory)])
+
+    def check(self, raw: Raw, some: slice) -> list[Outcome]:
+        view = raw.stored[0]
+        if some.start == 1:
+            raise ZeroDivisionError
+        return [RamBlock(b"", b.wanted.key, 0, b"", (view,)) for b in raw.batch[some]]
+
+    def is_free(self) -> bool:
+        try:
+            self.memory.append(0)
+        except BufferError:
+            return False
+        return True
+
+
+@pytest.fixture
+def no_gc() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("ran", [2, 3, 5])
+def test_the_memory_of_a_consumer_that_went_away_is_free_at_once(no_gc: None, ran: int) -> None:
+    pool = Remembered()
+    ahead = whole(pool, encoded(1), encoded(3))
+    outcomes: Any = ahead.outcomes()
+    ahead._launch()
+    for _ in range(ran):
+        pool.run()
+    next(outcomes)
+    assert not pool.is_free()
+    outcomes.close()
+    while pool.waiting:
+        pool.run()
+    del ahead, outcomes
+    assert pool.is_free()
+
+
+@pytest.mark.parametrize("checked_by", ["pool", "consumer"])
+def test_the_memory_of_a_failed_read_is_free_at_once(no_gc: None, checked_by: str) -> None:
+    pool = Remembered()
+    ahead = whole(pool, encoded(3))
+    outcomes = ahead.outcomes()
+    ahead._launch()
+    pool.run()
+    while checked_by == "pool" and pool.waiting:
+        pool.run()
+    next(outcomes)
+    with suppress(ZeroDivisionError):
+        next(outcomes)
+    pool.waiting.clear()
+    del ahead, outcomes
+    assert pool.is_free()
+
+
+def test_a_check_that_raises_is_the_consumers_to_see_and_no_other_piece_suffers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     pool = Pool()
 
     def check(raw: Raw, some: slice) -> list[Outcome]:
@@ -243,6 +339,7 @@ def test_a_check_that_raises_is_the_consumers_to_see_and_no_other_piece_suffers(
     assert next(outcomes) is MissReason.ABSENT
     with pytest.raises(ZeroDivisionError):
         next(outcomes)
+    assert "in check" in caplog.text, "where it was raised"
 
 
 def test_what_was_read_as_the_pool_closed_is_decoded() -> None:
@@ -252,3 +349,19 @@ def test_what_was_read_as_the_pool_closed_is_decoded() -> None:
     pool.closed = True
     pool.run()
     assert pool.checked == [1, 2]
+
+
+def test_an_error_that_cannot_even_be_logged_is_the_consumers_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: object) -> list[str]:
+        raise MemoryError
+
+    monkeypatch.setattr(read_ahead, "format_exception", out_of_memory)
+    pool = Remembered()
+    ahead = whole(pool, encoded(2))
+    ahead._launch()
+    pool.run()
+    pool.run()
+    with pytest.raises(MemoryError):
+        pool.run()
+    with pytest.raises(ZeroDivisionError):
+        list(ahead.outcomes())
