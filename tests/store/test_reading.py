@@ -249,6 +249,51 @@ def test_encrypted_neighbours_are_read_at_once(tmp_path: Path, fs: FaultyFileSys
         assert len(seen) == 1
 
 
+def test_what_is_read_into_place_is_held_meanwhile(tmp_path: Path, fs: FaultyFileSystem) -> None:
+    keys = names(3)
+    with Store.open(config(tmp_path), fs=fs, background=False) as store:
+        fill(store, keys, 10 * KIB, chain=True)
+        held: list[int] = []
+
+        def look(call: Call) -> None:
+            if call.op == "read_at":
+                settle(store)
+                held.append(store.stats().being_read)
+
+        fs.on_call = look
+        assert all(store.get_many_into(keys, room(3, 10 * KIB)))
+        fs.on_call = None
+        assert held == [1]
+        settle(store)
+        assert store.stats().being_read == 0
+
+
+def test_the_first_that_is_asked_for_stays_longest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "_RUN_BYTES_MAX", 400 * KIB)  # one block a read
+    with Store.open(config(tmp_path, tier(bytes_max=4 * MIB)), background=False) as store:
+        keys = names(6)
+        fill(store, keys, 400 * KIB)
+        assert all(store.get_many_into(keys, room(6, 400 * KIB)))
+        fill(store, names(6, "new"), 400 * KIB)
+        there = [store.contains(key) for key in keys]
+        assert there == sorted(there, reverse=True)
+        assert 0 < sum(there) < 6
+
+
+def test_sizes_are_compared_before_anything_is_filled(tmp_path: Path) -> None:
+    keys = names(3)
+    with Store.open(config(tmp_path, ram=MIB)) as store:
+        fill(store, keys, 1000)
+    with Store.open(config(tmp_path, ram=MIB)) as store:
+        assert store.get(keys[0])
+        targets = [bytearray(1000), bytearray(1000), bytearray(999)]
+        with pytest.raises(LimitError, match="999 bytes, the block has 1000"):
+            store.get_many_into(keys, targets)
+        assert not any(map(any, targets))
+        (namespace,) = store.stats().namespaces
+        assert (namespace.hits, namespace.misses) == (1, 0)
+
+
 def test_get_many_into_refuses_what_does_not_fit(tmp_path: Path) -> None:
     with Store.open(config(tmp_path)) as store:
         fill(store, [b"a", b"b"], 1000)
