@@ -36,7 +36,7 @@ from kvtier.tiers.drafts import NewBlock, new_block
 from kvtier.tiers.expiry import Expiry
 from kvtier.tiers.ladder import Suspended
 from kvtier.tiers.ram import RamBlock
-from kvtier.tiers.reading import DiskReader, Located, Wanted
+from kvtier.tiers.reading import DiskReader, Located, ReadInto, Targets, Wanted
 from kvtier.tiers.room import DiskFull, NoRoom
 from kvtier.tiers.shrinking import Shrinker
 from kvtier.vault import DecryptError, KeyMissing
@@ -132,16 +132,12 @@ class Back:
         block = self._reader.read_one(located)
         if isinstance(block, RamBlock):
             self._keep(located, block)
-            self._used([located])
+            self.used([located])
         return block
 
-    def read_into(
-        self, run: Sequence[Located], targets: Sequence[Sequence[memoryview]]
-    ) -> list[tuple[Located, bytes] | MissReason]:
-        """Blocks that follow one another on disk into the caller's views; each as it was read, and its metadata."""
-        reads = self._reader.read_run_into(run, targets)
-        self._used([read[0] for read in reads if not isinstance(read, MissReason)])
-        return reads
+    def read_into(self, run: Sequence[Located], targets: Sequence[Targets]) -> list[ReadInto | MissReason]:
+        """Blocks that follow one another on disk into the caller's views; tell :meth:`used` of what was read."""
+        return self._reader.read_run_into(run, targets)
 
     def info(self, located: Located) -> BlockInfo | None:
         """What the index says of a block; None if its metadata cannot be decrypted."""
@@ -196,7 +192,8 @@ class Back:
             self._signals.count("prefetch_loaded")
             self._signals.count("prefetch_bytes", block.nbytes)
 
-    def _used(self, located: Sequence[Located]) -> None:
+    def used(self, located: Sequence[Located]) -> None:
+        """Blocks were read together: the first one becomes most recent."""
         self.ladder.ledger.touch([b.wanted.block_id for b in located])
         for block in located:
             self._promote(block)

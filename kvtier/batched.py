@@ -34,9 +34,10 @@ class Batched(Opened):
     ) -> list[HitInto | Miss]:
         """:meth:`Store.get_into` for several blocks, each of ``keys`` into those of ``buffers`` with its index.
 
-        They are looked up together, and neighbours on disk come in one read of up to 8 MiB (or one block). Several
-        threads share the work best if each has a contiguous part. Raises :class:`kvtier.LimitError` if there are not as
-        many buffers as keys, or if the sizes of one block differ: what is in any of the buffers is undefined then.
+        They are looked up together, and neighbours on disk come in one read of up to 8 MiB (or one block). All of them
+        then count as used together. Several threads share the work best if each has a contiguous part. All buffers must
+        be distinct memory that nobody else writes to meanwhile. Raises :class:`kvtier.LimitError`, before anything is
+        filled, if there are not as many buffers as keys, or if the sizes of one block differ.
         """
         self._check_open()
         if len(keys) != len(buffers):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from contextlib import nullcontext
 
 from kvtier.back import Back
 from kvtier.background.read_order import coalesce
@@ -13,10 +13,14 @@ from kvtier.events import Signals
 from kvtier.front import EXPIRED, Front, InMemory
 from kvtier.tally import Tally
 from kvtier.tiers.ram import RamBlock
-from kvtier.tiers.reading import Located, Wanted
+from kvtier.tiers.reading import Located, ReadInto, Targets, Wanted
 
 _LOCATE_AT_ONCE = 1024
 _RUN_BYTES_MAX = 8 << 20  # of neighbours that are read into place at once: the checks then find them in the cache
+
+
+#: Where a block is, or why it is nowhere.
+Place = InMemory | Located | MissReason
 
 
 class Reads:
@@ -40,61 +44,67 @@ class Reads:
             return self._miss(wanted, located)
         return self._on_disk(located, self._back.read(located))
 
-    def get_into(self, wanted: Wanted, targets: Sequence[memoryview]) -> HitInto | Miss:
+    def get_into(self, wanted: Wanted, targets: Targets) -> HitInto | Miss:
         """Raises :class:`kvtier.LimitError` if ``targets`` are not of the block's size together."""
         found = self._front.find(wanted)
-        if found is not None:
-            return self._copied(wanted, found, targets)
-        ((_, outcome),) = self._get_into_from_disk([0], [wanted], [targets])
-        return outcome
+        place = found or (self._back.locate([wanted])[0] if self._back is not None else MissReason.ABSENT)
+        _check_fits(place, targets)
+        read = self._read_into([place], [targets])[0] if isinstance(place, Located) else place
+        return self._into(wanted, read, targets)
 
-    def get_many_into(self, wanted: Sequence[Wanted], targets: Sequence[Sequence[memoryview]]) -> list[HitInto | Miss]:
-        """Raises :class:`kvtier.LimitError` if the targets of a block are not of its size together: then, as after a
-        miss, what is in any of them is undefined."""
+    def get_many_into(self, wanted: Sequence[Wanted], targets: Sequence[Targets]) -> list[HitInto | Miss]:
+        """Raises :class:`kvtier.LimitError`, before anything is filled, if the targets of a block are not of its size
+        together."""
+        places: list[Place] = []
+        for at in range(0, len(wanted), _LOCATE_AT_ONCE):
+            places += self._places(wanted[at : at + _LOCATE_AT_ONCE])
+        for place, into in zip(places, targets, strict=True):
+            _check_fits(place, into)
+        on_disk = [place for place in places if isinstance(place, Located)]
+        into_disk = [into for place, into in zip(places, targets, strict=True) if isinstance(place, Located)]
+        with self._back.guarding(on_disk, wanted[-1]) if self._back is not None and on_disk else nullcontext():
+            reads = iter(self._read_into(on_disk, into_disk))
+        return [
+            self._into(w, next(reads) if isinstance(place, Located) else place, into)
+            for w, place, into in zip(wanted, places, targets, strict=True)
+        ]
+
+    def _places(self, wanted: Sequence[Wanted]) -> list[Place]:
+        """Where blocks are: in memory, else on disk."""
         found = self._front.find_many(wanted, use=True)
-        known = {i: self._copied(w, f, t) for i, (w, f, t) in enumerate(zip(wanted, found, targets, strict=True)) if f}
-        missing = [i for i in range(len(wanted)) if i not in known]
-        if missing:
-            known.update(self._get_into_from_disk(missing, wanted, targets))
-        return [known[i] for i in range(len(wanted))]
+        missing = [w for w, f in zip(wanted, found, strict=True) if f is None]
+        if self._back is None or not missing:
+            return [f or MissReason.ABSENT for f in found]
+        on_disk = iter(self._back.locate(missing))
+        return [f or next(on_disk) for f in found]
 
-    def _get_into_from_disk(
-        self, missing: Sequence[int], wanted: Sequence[Wanted], targets: Sequence[Sequence[memoryview]]
-    ) -> Iterator[tuple[int, HitInto | Miss]]:
-        """Those that are not in memory, by their indices: as they lie on disk, neighbours with one read."""
-        back = self._back
-        if back is None:
-            yield from ((i, self._miss(wanted[i], MissReason.ABSENT)) for i in missing)
-            return
-        on_disk: list[tuple[Located, int]] = []
-        for i, place in zip(missing, back.locate([wanted[i] for i in missing]), strict=True):
-            if isinstance(place, Located):
-                check_size(_size(targets[i]), place.entry.nbytes)
-                on_disk.append((place, i))
-            else:
-                yield i, self._miss(wanted[i], place)
-        on_disk.sort(key=lambda item: item[0].place)
-        order = iter([i for _, i in on_disk])
-        for run in coalesce([place for place, _ in on_disk], _RUN_BYTES_MAX):
-            indices = list(islice(order, len(run)))
-            reads = back.read_into(run, [targets[i] for i in indices])
-            for i, read in zip(indices, reads, strict=True):
-                yield i, self._read_into(wanted[i], read)
+    def _read_into(self, located: Sequence[Located], targets: Sequence[Targets]) -> list[ReadInto | MissReason]:
+        """Blocks on disk, as they lie there: neighbours with one read."""
+        reads: list[ReadInto | MissReason] = [MissReason.ABSENT] * len(located)
+        if self._back is None:
+            return reads
+        order = sorted(range(len(located)), key=lambda i: located[i].place)
+        begin = 0
+        for run in coalesce([located[i] for i in order], _RUN_BYTES_MAX):
+            indices = order[begin : begin + len(run)]
+            begin += len(run)
+            for i, read in zip(indices, self._back.read_into(run, [targets[i] for i in indices]), strict=True):
+                reads[i] = read
+        self._back.used([read[0] for read in reads if not isinstance(read, MissReason)])
+        return reads
 
-    def _read_into(self, wanted: Wanted, read: tuple[Located, bytes] | MissReason) -> HitInto | Miss:
-        if isinstance(read, MissReason):
-            return self._miss(wanted, read)
-        block, meta = read
+    def _into(self, wanted: Wanted, found: InMemory | ReadInto | MissReason, targets: Targets) -> HitInto | Miss:
+        if isinstance(found, MissReason):
+            return self._miss(wanted, found)
+        if isinstance(found, InMemory):
+            hit = self._in_memory(wanted, found)
+            if isinstance(hit, Miss):
+                return hit
+            copy_across(hit.buffers, targets)
+            return HitInto(wanted.key, hit.nbytes, hit.meta, hit.tier)
+        block, meta = found
         self.tally.count(wanted.namespace, hit=True)
         return HitInto(wanted.key, block.entry.nbytes, meta, block.tier.name)
-
-    def _copied(self, wanted: Wanted, found: InMemory, targets: Sequence[memoryview]) -> HitInto | Miss:
-        hit = self._in_memory(wanted, found)
-        if isinstance(hit, Miss):
-            return hit
-        check_size(_size(targets), hit.nbytes)
-        copy_across(hit.buffers, targets)
-        return HitInto(wanted.key, hit.nbytes, hit.meta, hit.tier)
 
     def get_many(self, wanted: Sequence[Wanted], *, keep: bool) -> Iterator[Hit | Miss]:
         if self._back is not None and wanted:
@@ -192,8 +202,13 @@ class Reads:
         return Miss(wanted.key, reason)
 
 
-def _size(views: Sequence[memoryview]) -> int:
-    return sum(view.nbytes for view in views)
+def _check_fits(place: Place, targets: Targets) -> None:
+    """Raises :class:`kvtier.LimitError` unless the targets of a block that is there are of its size together."""
+    given = sum(view.nbytes for view in targets)
+    if isinstance(place, Located):
+        check_size(given, place.entry.nbytes)
+    elif isinstance(place, InMemory) and place.block is not None:
+        check_size(given, place.block.nbytes)
 
 
 def _info(wanted: Wanted, found: InMemory) -> BlockInfo | None:

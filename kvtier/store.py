@@ -325,8 +325,9 @@ class Store(Advised, Batched):
     def get_into(self, key: bytes, buffers: Buffer | Sequence[Buffer], *, namespace: bytes = b"") -> HitInto | Miss:
         """One block into the caller's writable buffers, whose sizes must sum to the block's.
 
-        From an uncompressed disk tier the bytes are read straight into them (and do not enter RAM). After a
-        :class:`Miss` their contents are undefined. Raises :class:`kvtier.LimitError` if the sizes differ.
+        From an uncompressed disk tier the bytes are read straight into them (and do not enter RAM). They must be
+        distinct memory that nobody else writes to meanwhile: else their contents are undefined, as after a
+        :class:`Miss`. Raises :class:`kvtier.LimitError`, before anything is filled, if the sizes differ.
         """
         self._check_open()
         return self._reads.get_into(self._wanted(key, namespace), self._targets(buffers))

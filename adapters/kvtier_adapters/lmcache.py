@@ -145,7 +145,7 @@ class KvtierL2Adapter(L2AdapterInterface):  # type: ignore[misc]
             self._lookups = opened.enter_context(closing(_Done[Bitmap]()))
             self._loads = opened.enter_context(closing(_Done[Bitmap]()))
             self._store = opened.enter_context(options.open_store())
-            self._objects = Objects(self._store)
+            self._objects = Objects(self._store, logger)
             self._durable, self._load_threads = options.durable, options.load_threads
             self._ids = count()
             self._storing = _threads(opened, "store", 1)
@@ -236,14 +236,23 @@ class KvtierL2Adapter(L2AdapterInterface):  # type: ignore[misc]
 
     def _run_load(self, task: int, load: _Load) -> None:
         while (part := load.take()) is not None:
+            wanted = {at: target for at in part if (target := self._target(load.keys[at], load.objects[at]))}
+            names, into = [name for name, _ in wanted.values()], [view for _, view in wanted.values()]
             try:
-                names = [self._name(load.keys[at]) for at in part]
-                into = [load.objects[at].byte_array for at in part]
-                load.loaded[part.start : part.stop] = self._objects.load(names, into)
+                for at, loaded in zip(wanted, self._objects.load(names, into), strict=True):
+                    load.loaded[at] = loaded
             except Exception:
                 logger.exception("kvtier: objects were not loaded")
         if load.is_last():
             self._finish_load(task, load)
+
+    def _target(self, key: ObjectKey, object_: MemoryObj) -> tuple[Name, memoryview] | None:
+        """What to load, and where to; None if one of them cannot be had."""
+        try:
+            return self._name(key), object_.byte_array
+        except Exception:
+            logger.exception("kvtier: an object was not loaded")
+            return None
 
     def _finish_load(self, task: int, load: _Load) -> None:
         keys = [key for key, loaded in zip(load.keys, load.loaded, strict=True) if loaded]

@@ -13,6 +13,7 @@ not be read. One of another size (an engine that lays its objects out anew keeps
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
@@ -58,12 +59,13 @@ class Objects:
     """The objects of one store. Any thread; :meth:`save`, :meth:`load` and :meth:`flush` may take as long as the disk
     does.
 
-    Errors of the store (:class:`kvtier.KvtierError`, :class:`OSError`) end in :meth:`load` as a miss, and come out of
-    the other methods.
+    Errors of the store (:class:`kvtier.KvtierError`, :class:`OSError`) end in :meth:`load` as a miss, any other there
+    as a miss and a line in ``log``; all come out of the other methods.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, log: logging.Logger | None = None) -> None:
         self._store = store
+        self._log = log or logging.getLogger("kvtier")
         self._secret = store.derive_key(b"objects")
         self._unread: set[Name] = set()  # of objects that the index has: the last load of each failed
 
@@ -112,7 +114,8 @@ class Objects:
         """Fill each of ``into`` with an object, every byte checked; False, its contents undefined, for those with which
         that cannot be done: the object is not there, is damaged, cannot be read, or has another size.
 
-        Objects that were stored one after another come in one read.
+        ``into`` is distinct memory that nobody else writes to meanwhile. Objects that were stored one after another
+        come in one read.
         """
         targets = iter(into)
         return [
@@ -124,8 +127,10 @@ class Objects:
     def _load(self, namespace: bytes, keys: Sequence[bytes], into: Sequence[memoryview]) -> list[bool]:
         try:
             reads = self._store.get_many_into(keys, into, namespace=namespace)
-        except (KvtierError, OSError):
+        except Exception as e:
             if len(keys) == 1:
+                if not isinstance(e, KvtierError | OSError):
+                    self._log.exception("kvtier: an object was not loaded")
                 return [False]
             return [self._load(namespace, [key], [target])[0] for key, target in zip(keys, into, strict=True)]
         for read in reads:

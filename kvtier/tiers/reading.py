@@ -2,7 +2,7 @@
 
 A reader takes no lock against the background worker. If what it read fails a check, it looks the block up
 again: moved or gone meanwhile is a retry or a miss; still in the same place is damage, which is reported
-once and never served.
+once and never served. What did not pass in a caller's memory is first read into memory of our own.
 
 Threads: all of it may be called from any thread.
 """
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from kvtier import codec
 from kvtier.blocks import MissReason
-from kvtier.buffers import split
+from kvtier.buffers import copy_across, split
 from kvtier.clock import StoreTime
 from kvtier.errors import bare
 from kvtier.events import Signals
@@ -64,6 +65,12 @@ class Located(NamedTuple):
         """Whether the stored bytes are only decoded from; others become the block's own."""
         return plain_codec(self.content.codec) != codec.NONE
 
+
+#: Where the caller wants a block: flat views, of its size together.
+Targets = Sequence[memoryview]
+
+#: A block that is where the caller wants it, as it was found, and its metadata.
+ReadInto = tuple[Located, bytes]
 
 #: Gives so many bytes of memory.
 Memory = Callable[[int], memoryview]
@@ -192,87 +199,72 @@ class DiskReader:
             stored = self._memory_for(located)
         except (OSError, FormatError) as e:
             return self._block(located, _NOTHING, bare(e), tries)
-        return self._block(located, stored, self._try(located, [stored]), tries)
+        return self._block(located, stored, self._try(located, stored), tries)
 
     def _memory_for(self, located: Located) -> memoryview:
         """For a block as it is stored."""
         memory = self._brief_memory if located.is_encoded else self._memory
         return memory(located.content.stored_len)
 
-    def read_into(self, located: Located, targets: Sequence[memoryview]) -> tuple[Located, bytes] | MissReason:
-        """Read a block into the caller's views, whose sizes sum to the block's; the block as it was read, and its
-        metadata.
+    def read_run_into(self, run: Sequence[Located], targets: Sequence[Targets]) -> list[ReadInto | MissReason]:
+        """Read blocks that stand in one segment, in offset order, each into the caller's views, whose sizes sum to the
+        block's.
 
-        Neither compressed nor encrypted, the bytes go from the disk straight to where they are wanted.
+        As many as are stored as they are, or as are not, come with one read call: the former straight to where they are
+        wanted. What does not pass is read again by itself.
         """
-        size = located.entry.nbytes
-        for _ in range(_TRIES):
-            try:
-                self._fill(located, targets)
-                meta = located.tier.vault.decrypt_meta(located.entry)
-            except KeyMissing:
-                return self._no_key()
-            except _DOUBTS as e:
-                problem = bare(e)
+        reads: list[ReadInto | MissReason] = []
+        for is_raw, group in groupby(zip(run, targets, strict=True), lambda pair: _is_raw(pair[0])):
+            reads += self._read_into(list(group), is_raw=is_raw)
+        return reads
+
+    def _read_into(self, run: Sequence[tuple[Located, Targets]], *, is_raw: bool) -> list[ReadInto | MissReason]:
+        tier = run[0][0].tier
+        stored: Sequence[memoryview | None] = [None] * len(run)
+        try:
+            for block, _ in run:
+                tier.check_lengths(block.extent, block.entry.nbytes)
+            if is_raw:
+                fetched = tier.fetch([(block.extent, into) for block, into in run])
             else:
-                self._count(located)
-                return located, meta
-            again = self._again(located, problem)
-            if isinstance(again, MissReason):
-                return again
-            if again.entry.nbytes != size:
-                return MissReason.ABSENT
-            located = again
-        return MissReason.ABSENT
-
-    def read_run_into(
-        self, run: Sequence[Located], targets: Sequence[Sequence[memoryview]]
-    ) -> list[tuple[Located, bytes] | MissReason]:
-        """:meth:`read_into` for blocks that stand in one segment, in offset order: with one read call, unless some are
-        compressed or encrypted. What does not pass is read again by itself."""
-        heads = self._fill_run(run, targets)
-        return [self._passed(b, h) or self.read_into(b, t) for b, t, h in zip(run, targets, heads, strict=True)]
-
-    def _fill_run(
-        self, run: Sequence[Located], targets: Sequence[Sequence[memoryview]]
-    ) -> Sequence[RecordHead | FormatError | None]:
-        """For each block its head, if its bytes are in its targets and were checked."""
-        if not all(_is_raw(b) for b in run):
-            return [None] * len(run)
-        try:
-            for block in run:
-                block.tier.check_lengths(block.extent, block.entry.nbytes)
-            return run[0].tier.check(run[0].tier.fetch([(b.extent, t) for b, t in zip(run, targets, strict=True)]))
+                fetched, stored = tier.fetch_span([block.extent for block, _ in run], self._brief_memory)
         except (OSError, FormatError):
-            return [None] * len(run)
+            return [self._read_across(block, into) for block, into in run]
+        heads = tier.check(fetched)
+        return [self._filled(block, h, s, into) for (block, into), h, s in zip(run, heads, stored, strict=True)]
 
-    def _passed(self, located: Located, head: RecordHead | FormatError | None) -> tuple[Located, bytes] | None:
-        """A block that is where it is wanted, and its metadata."""
-        if not isinstance(head, RecordHead) or head.codec != codec.NONE:
-            return None
+    def _filled(
+        self, located: Located, head: RecordHead | FormatError, stored: memoryview | None, targets: Targets
+    ) -> ReadInto | MissReason:
+        """A block once it is where it is wanted: decoded from what is ``stored``, if it is not there already."""
         try:
+            if isinstance(head, FormatError):
+                raise head
+            _check_codec(located, head)
+            if stored is not None:
+                encoded = located.tier.decrypt(head, located.extent, stored)
+                codec.decode_into(plain_codec(head.codec), encoded, targets)
             meta = located.tier.vault.decrypt_meta(located.entry)
-        except (DecryptError, KeyMissing):
-            return None
+        except KeyMissing:
+            return self._no_key()
+        except _DOUBTS:
+            return self._read_across(located, targets)
         self._count(located)
         return located, meta
 
-    def _fill(self, located: Located, targets: Sequence[memoryview]) -> None:
-        """Fill the targets with a block's bytes. Raises one of the ``_DOUBTS``, or :class:`KeyMissing`."""
-        located.tier.check_lengths(located.extent, located.entry.nbytes)
-        raw = _is_raw(located)
-        stored = list(targets) if raw else [self._brief_memory(located.content.stored_len)]
-        head = self._try(located, stored)
-        if not isinstance(head, RecordHead):
-            raise head
-        _check_codec(located, head)
-        if not raw:
-            encoded = located.tier.decrypt(head, located.extent, stored[0])
-            codec.decode_into(plain_codec(head.codec), encoded, targets)
+    def _read_across(self, located: Located, targets: Targets) -> ReadInto | MissReason:
+        """Read a block through memory of our own: what the caller does to the targets meanwhile condemns no block."""
+        block = self.read_one(located)
+        if isinstance(block, MissReason):
+            return block
+        if block.nbytes != located.entry.nbytes:
+            return MissReason.ABSENT
+        copy_across(block.buffers, targets)
+        return located, block.meta
 
-    def _try(self, located: Located, stored: Sequence[memoryview]) -> RecordHead | FormatError | OSError:
+    def _try(self, located: Located, stored: memoryview) -> RecordHead | FormatError | OSError:
         try:
-            return located.tier.check(located.tier.fetch([(located.extent, stored)]))[0]
+            return located.tier.check(located.tier.fetch([(located.extent, [stored])]))[0]
         except OSError as e:
             return bare(e)
 

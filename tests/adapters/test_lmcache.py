@@ -288,6 +288,30 @@ def test_memory_that_cannot_be_reached_fails_its_task_only(adapter: Any) -> None
     assert load(adapter, [KEY], memory(1)) == [True]
 
 
+def test_what_is_wrong_with_an_object_costs_no_other_of_its_load(
+    opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere:
+        @property
+        def byte_array(self) -> memoryview:
+            raise NotImplementedError("on a GPU")
+
+    class Gone:
+        byte_array = memoryview(bytearray(SIZE))
+
+    lines: list[str] = []
+    monkeypatch.setattr(kvtier_adapters.lmcache.logger, "exception", lambda line, *args: lines.append(line % args))
+    Gone.byte_array.release()
+    adapter = opened(load_threads=1)
+    keys, into = list(data.make_object_keys(20)), memory(20)
+    store(adapter, keys, memory(20, first=100))
+    keys[0] = replace(keys[0], cache_salt="\ud800")
+    into[1], into[2] = Elsewhere(), Gone()
+    assert load(adapter, keys, into) == [False] * 3 + [True] * 17
+    assert contents(into[3:]) == contents(memory(20, first=100)[3:])
+    assert lines == ["kvtier: an object was not loaded"] * 3
+
+
 # -- locks, deletes, threads -------------------------------------------------------------------------------
 
 

@@ -107,6 +107,24 @@ def test_what_cannot_be_loaded_costs_no_other(objects: Objects) -> None:
     assert objects.load([], []) == []
 
 
+def test_memory_that_is_gone_costs_its_own_object_only(objects: Objects, caplog: pytest.LogCaptureFixture) -> None:
+    found = save(objects, *names(4), durable=True)
+    into = [view(bytes(SIZE)) for _ in found]
+    into[2].release()
+    assert objects.load(found, into) == [True, True, False, True]
+    assert [bytes(into[i]) for i in (0, 1, 3)] == [noise(found[i], SIZE) for i in (0, 1, 3)]
+    assert caplog.messages == ["kvtier: an object was not loaded"]
+
+
+def test_what_does_not_fit_has_nothing_counted_twice() -> None:
+    with Store.open(Config(ram={"bytes_max": MIB})) as store:
+        objects = Objects(store)
+        found = save(objects, *names(3))
+        assert objects.load(found, [view(bytes(size)) for size in (SIZE, SIZE, 5)]) == [True, True, False]
+        (namespace,) = store.stats().namespaces
+        assert namespace.hits == 2
+
+
 def test_objects_side_by_side_come_in_one_read(tmp_path: Path) -> None:
     fs = FaultyFileSystem(default_file_system())
     with Store.open(config(tmp_path), fs=fs) as store:

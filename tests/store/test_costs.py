@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kvtier import Hit, Store
+from kvtier import Hit, Store, reads
 from kvtier.fs import OsFileSystem
 from kvtier.index.lmdb_index import LmdbIndex
 from kvtier.pool import PAGE, BufferPool, _Memory
@@ -212,6 +212,15 @@ def test_get_many_into_from_disk(tmp_path: Path, costs: Costs) -> None:
         assert allocated(lambda: store.get_many_into(names(16), targets)) < 16 * SMALL
         assert costs.taken() == {"read_at": 1, "index read": 1}
         assert 0 < costs.nbytes()[1] - 16 * BLOCK < 16 * HEAD_MAX
+
+
+def test_get_many_into_looks_up_some_at_a_time(tmp_path: Path, costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "_LOCATE_AT_ONCE", 5)
+    with opened(tmp_path, costs) as store:
+        fill(store, names(16), BLOCK)
+        costs.taken()
+        assert all(store.get_many_into(names(16), [bytearray(BLOCK) for _ in range(16)]))
+        assert costs.taken() == {"read_at": 1, "index read": 4}
 
 
 def test_get_into_from_disk(tmp_path: Path, costs: Costs) -> None:

@@ -221,7 +221,7 @@ def test_what_is_decoded_from_is_used_again(tmp_path: Path, monkeypatch: pytest.
     c = filled(compressed(tmp_path))
     target = bytearray(SIZE)
     with Store.open(c, background=False) as store:
-        assert isinstance(store.get_into(KEYS[0], [target]), HitInto)
+        assert all(store.get_into(key, [target]) for key in KEYS)
         made = made_by(monkeypatch)
         for key, one in zip(KEYS, VALUES, strict=True):
             assert isinstance(store.get_into(key, [target]), HitInto)

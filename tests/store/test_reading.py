@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from kvtier import BlockInfo, Hit, HitInto, LimitError, Miss, MissReason, Store, StoreClosed, pool, reads
+from kvtier import BlockInfo, Hit, HitInto, LimitError, Miss, MissReason, Store, StoreClosed, pool, reads, single_key
 from kvtier.fs import OsFileSystem
 from kvtier.testing import Call, FaultyFileSystem
-from tests.stores import KIB, MIB, config, fill, flip, names, noise, only_segment, tier, value_of
+from tests.stores import KIB, MIB, config, fill, flip, names, noise, only_segment, settle, tier, value_of
 
 
 @pytest.fixture
@@ -179,6 +179,119 @@ def test_a_read_that_fails_costs_no_block_that_can_be_read(tmp_path: Path, fs: F
         targets = room(3, 10 * KIB)
         assert all(store.get_many_into(keys, targets))
         assert [bytes(t) for t in targets] == list(values.values())
+
+
+class Meddling(FaultyFileSystem):
+    """Someone writes to ``memory`` whenever something was read into it."""
+
+    memory: bytearray | None = None
+
+    def read_at(self, fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        count = super().read_at(fd, buffers, offset)
+        for view in buffers:
+            if view.obj is self.memory:
+                view[0] ^= 1
+        return count
+
+
+INTO: list[Callable[[Store, list[memoryview]], HitInto | Miss]] = [
+    lambda store, targets: store.get_into(b"k", targets),
+    lambda store, targets: store.get_many_into([b"k"], [targets])[0],
+]
+
+
+@pytest.mark.parametrize("read", INTO, ids=["get_into", "get_many_into"])
+@pytest.mark.parametrize("how", ["others write to it", "it overlaps"])
+def test_what_happens_to_the_memory_condemns_no_block(
+    tmp_path: Path, how: str, read: Callable[[Store, list[memoryview]], HitInto | Miss]
+) -> None:
+    fs = Meddling(OsFileSystem())
+    with Store.open(config(tmp_path), fs=fs, background=False) as store:
+        value = fill(store, [b"k"], 10 * KIB)[b"k"]
+        memory = bytearray(10 * KIB)
+        targets = [memoryview(memory)]
+        if how == "others write to it":
+            fs.memory = memory
+        else:
+            targets = [targets[0][: 5 * KIB]] * 2
+        assert read(store, targets) == HitInto(b"k", 10 * KIB, b"", "disk")
+        assert memory == value or how == "it overlaps"
+        settle(store)
+        assert store.stats().quarantined == 0
+        assert value_of(store.get(b"k")) == value
+
+
+def test_only_blocks_that_are_stored_otherwise_cut_a_read(tmp_path: Path, fs: FaultyFileSystem) -> None:
+    keys = names(12)
+    size = 10 * KIB
+    for compressed, count in ((set[int](), 1), ({5}, 3), ({0, 1, 11}, 3), (set(range(12)), 1)):
+        values = [bytes([i]) * size if i in compressed else noise(i, size) for i in range(12)]
+        with Store.open(config(tmp_path / str(len(compressed)), tier(codec="zstd")), fs=fs) as store:
+            for key, value in zip(keys, values, strict=True):
+                store.put(key, value)
+            store.flush()
+            seen = Reads(fs)
+            targets = room(12, size)
+            assert all(store.get_many_into(keys, targets))
+            assert targets == values
+            assert len(seen) == count
+            fs.on_call = None
+
+
+def test_encrypted_neighbours_are_read_at_once(tmp_path: Path, fs: FaultyFileSystem) -> None:
+    keys = names(12)
+    with Store.open(config(tmp_path), fs=fs, keys=single_key(bytes(32))) as store:
+        values = fill(store, keys, 10 * KIB)
+        seen = Reads(fs)
+        targets = room(12, 10 * KIB)
+        assert all(store.get_many_into(keys, targets))
+        assert targets == list(values.values())
+        assert len(seen) == 1
+
+
+def test_what_is_read_into_place_is_held_meanwhile(tmp_path: Path, fs: FaultyFileSystem) -> None:
+    keys = names(3)
+    with Store.open(config(tmp_path), fs=fs, background=False) as store:
+        fill(store, keys, 10 * KIB, chain=True)
+        held: list[int] = []
+
+        def look(call: Call) -> None:
+            if call.op == "read_at":
+                settle(store)
+                held.append(store.stats().being_read)
+
+        fs.on_call = look
+        assert all(store.get_many_into(keys, room(3, 10 * KIB)))
+        fs.on_call = None
+        assert held == [1]
+        settle(store)
+        assert store.stats().being_read == 0
+
+
+def test_the_first_that_is_asked_for_stays_longest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "_RUN_BYTES_MAX", 400 * KIB)  # one block a read
+    with Store.open(config(tmp_path, tier(bytes_max=4 * MIB)), background=False) as store:
+        keys = names(6)
+        fill(store, keys, 400 * KIB)
+        assert all(store.get_many_into(keys, room(6, 400 * KIB)))
+        fill(store, names(6, "new"), 400 * KIB)
+        there = [store.contains(key) for key in keys]
+        assert there == sorted(there, reverse=True)
+        assert 0 < sum(there) < 6
+
+
+def test_sizes_are_compared_before_anything_is_filled(tmp_path: Path) -> None:
+    keys = names(3)
+    with Store.open(config(tmp_path, ram=MIB)) as store:
+        fill(store, keys, 1000)
+    with Store.open(config(tmp_path, ram=MIB)) as store:
+        assert store.get(keys[0])
+        targets = [bytearray(1000), bytearray(1000), bytearray(999)]
+        with pytest.raises(LimitError, match="999 bytes, the block has 1000"):
+            store.get_many_into(keys, targets)
+        assert not any(map(any, targets))
+        (namespace,) = store.stats().namespaces
+        assert (namespace.hits, namespace.misses) == (1, 0)
 
 
 def test_get_many_into_refuses_what_does_not_fit(tmp_path: Path) -> None:
