@@ -237,9 +237,9 @@ class DiskReader:
         self, located: Located, head: RecordHead | FormatError, stored: memoryview | None, targets: Targets
     ) -> ReadInto | MissReason:
         """A block once it is where it is wanted: decoded from what is ``stored``, if it is not there already."""
+        if isinstance(head, FormatError):
+            return self._read_across(located, targets)
         try:
-            if isinstance(head, FormatError):
-                raise head
             _check_codec(located, head)
             if stored is not None:
                 encoded = located.tier.decrypt(head, located.extent, stored)

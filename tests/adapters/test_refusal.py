@@ -145,7 +145,7 @@ def test_flipped_bytes_on_disk_are_a_miss_and_are_written_anew(model: Models, tm
         assert session.position(prompt) == 0
         assert sum(session.stats.misses.values()) >= 1
         assert session.stats.errors == {}
-        for _ in range(2):  # damage behind a damaged block is noticed once it is read itself
+        for _ in range(3):  # damage behind a damaged block is noticed once it is read itself
             engine.evaluate(llm, prompt)
             session.capture()
             engine.fresh(llm)

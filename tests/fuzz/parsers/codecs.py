@@ -47,4 +47,4 @@ def reseal(data: bytes) -> bytes:
     return data[:1] + struct.pack("<H", size) + data[HEAD.size :] if 0 <= size < 1 << 16 else data
 
 
-TARGET = Target(parse, (CodecError, NoHead), reseal, spare=1 << 15)
+TARGET = Target(parse, (CodecError, NoHead), reseal, spare=1 << 16)  # scratch for a piece, which is kept
