@@ -27,8 +27,8 @@ from kvtier.pool import PAGE
 
 #: Shorter ones are as quick through the cache.
 LEAST_BYTES = 256 << 10
-#: Reads of which more than half has to be copied from here are direct from this length on: shorter ones are one request
-#: anyway.
+#: Reads in jumps of which more than half has to be copied from here are direct from this length on: shorter ones are
+#: one request anyway.
 LEAST_COPIED_BYTES = 1 << 20
 #: At most so much in one call: on some file systems readers of a file wait while one writes to it.
 CALL_BYTES_MAX = 8 << 20
@@ -64,17 +64,24 @@ class DirectFiles:
 
     def __init__(self) -> None:
         self._files: set[int] = set()
+        self._jumps: set[int] = set()
         self._twins: dict[int, int] = {}
         self._refused: set[int] = set()
         self._buffers: list[mmap.mmap] = []
 
     def add(self, fd: int) -> None:
-        """Read and write what is long of this file so from now on, where its file system can."""
+        """Write what is long of this file so from now on, where its file system can, and read what can be read without
+        a copy: other reads gain more from what the system reads ahead of them."""
         self._files.add(fd)
+
+    def expect_jumps(self, fd: int) -> None:
+        """Nothing is read ahead of this file: if it is added, all that is long is read so."""
+        self._jumps.add(fd)
 
     def forget(self, fd: int) -> None:
         """The file is about to be closed."""
         self._files.discard(fd)
+        self._jumps.discard(fd)
         self._refused.discard(fd)
         twin = self._twins.pop(fd, None)
         if twin is not None:
@@ -90,8 +97,9 @@ class DirectFiles:
         if cached is not None and 2 * cached >= size:
             return 0
         runs = list(_runs(views, offset, _down(offset), _up(offset + size)))
-        straight = sum(run.nbytes for run in runs if run.memory is not None)
-        if size < LEAST_COPIED_BYTES and 2 * straight < size:
+        copied = sum(run.nbytes for run in runs if run.memory is None)
+        is_quicker = size >= LEAST_COPIED_BYTES or 2 * copied < size if fd in self._jumps else not copied
+        if not is_quicker:
             return 0
         return min(max(0, self._move(fd, views, offset, runs, is_write=False) - offset), size)
 

@@ -101,7 +101,8 @@ class FileSystem(Protocol):
         """Hint that nothing should be read beyond what is asked for: who reads knows better what comes next."""
 
     def bypass_cache(self, fd: int) -> None:
-        """Hint that what is long need not go through the system's cache, whether read or written."""
+        """Hint that what is long need not go through the system's cache, whether written, or read where that is
+        quicker."""
 
     def make_dir(self, path: str) -> None:
         """Make the folder and its missing parents, mode 0700, durably; fine if it exists."""
@@ -412,6 +413,7 @@ class OsFileSystem(PortableFileSystem):
 
     def expect_jumps(self, fd: int) -> None:
         _platform.expect_jumps(fd)
+        self._direct.expect_jumps(fd)
 
     def bypass_cache(self, fd: int) -> None:
         self._direct.add(fd)
