@@ -30,6 +30,9 @@ LEAST_BYTES = 256 << 10
 #: Reads in jumps of which more than half has to be copied from here are direct from this length on: shorter ones are
 #: one request anyway.
 LEAST_COPIED_BYTES = 1 << 20
+#: Other reads of which some has to be copied are direct from this length on, if that is little: what the system reads
+#: ahead helps shorter ones more.
+LEAST_AHEAD_BYTES = 4 << 20
 #: At most so much in one call: on some file systems readers of a file wait while one writes to it.
 CALL_BYTES_MAX = 8 << 20
 _LEAST_RUN_BYTES = 64 << 10  # shorter runs of whole pages are copied: a request names only so many places
@@ -71,7 +74,7 @@ class DirectFiles:
 
     def add(self, fd: int) -> None:
         """Write what is long of this file so from now on, where its file system can, and read what can be read without
-        a copy: other reads gain more from what the system reads ahead of them."""
+        a copy, or very long with few: other reads gain more from what the system reads ahead of them."""
         self._files.add(fd)
 
     def expect_jumps(self, fd: int) -> None:
@@ -98,7 +101,8 @@ class DirectFiles:
             return 0
         runs = list(_runs(views, offset, _down(offset), _up(offset + size)))
         copied = sum(run.nbytes for run in runs if run.memory is None)
-        is_quicker = size >= LEAST_COPIED_BYTES or 2 * copied < size if fd in self._jumps else not copied
+        is_long = size >= LEAST_AHEAD_BYTES and 16 * copied <= size
+        is_quicker = size >= LEAST_COPIED_BYTES or 2 * copied < size if fd in self._jumps else is_long or not copied
         if not is_quicker:
             return 0
         return min(max(0, self._move(fd, views, offset, runs, is_write=False) - offset), size)

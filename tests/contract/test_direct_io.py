@@ -145,6 +145,14 @@ def test_what_has_to_be_copied_is_left_to_a_system_that_reads_ahead(
     head = memoryview(bytearray(PAGE))
     assert disk.fs.read_at(disk.fd, [head, memory], 0) == PAGE + (2 << 20)
     assert (disk.direct, bytes(memory)) == ([], disk.value[PAGE : PAGE + (2 << 20)])
+    disk.write([os.urandom(4 << 20)], 0)
+    disk.direct.clear()
+    disk.value = Path(f"/proc/self/fd/{disk.fd}").read_bytes()
+    disk.forget()
+    long = aligned(bytes((4 << 20) - PAGE))
+    assert disk.fs.read_at(disk.fd, [head, long], 0) == 4 << 20
+    assert (sum(disk.direct), bytes(long)) == (4 << 20, disk.value[PAGE:]), "only little of it"
+    disk.direct.clear()
     disk.forget()
     assert disk.fs.read_at(disk.fd, [memory], PAGE) == 2 << 20
     assert (disk.direct, bytes(memory)) == ([2 << 20], disk.value[PAGE : PAGE + (2 << 20)])
@@ -388,7 +396,7 @@ def descriptors_of(path: str) -> list[str]:
 @pytest.mark.parametrize("page_cache", [False, True])
 @pytest.mark.parametrize(
     ("kind", "size", "keep"),
-    [("ssd", 600 * KIB + 5, False), ("ssd", 2 * MIB, True), ("hdd", 600 * KIB + 5, True), ("hdd", 2 * MIB, True)],
+    [("ssd", 600 * KIB + 5, False), ("hdd", 600 * KIB + 5, True), ("hdd", 2 * MIB, True)],
 )
 def test_what_a_tier_reads_and_writes_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_cache: bool, kind: str, size: int, keep: bool
