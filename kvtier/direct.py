@@ -37,6 +37,7 @@ LEAST_AHEAD_BYTES = 4 << 20
 CALL_BYTES_MAX = 8 << 20
 _LEAST_RUN_BYTES = 64 << 10  # shorter runs of whole pages are copied: a request names only so many places
 _BUFFERS_KEPT = 4
+_ADDED, _JUMPS, _REFUSED = 1, 2, 4
 _NEVER = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 _NOT_NOW = {errno.EFAULT, errno.ENOMEM}  # memory that cannot be held in place for the disk
 
@@ -66,26 +67,23 @@ class DirectFiles:
     while it is used."""
 
     def __init__(self) -> None:
-        self._files: set[int] = set()
-        self._jumps: set[int] = set()
+        self._known = bytearray()  # what is known of each descriptor, by its number
         self._twins: dict[int, int] = {}
-        self._refused: set[int] = set()
         self._buffers: list[mmap.mmap] = []
 
     def add(self, fd: int) -> None:
         """Write what is long of this file so from now on, where its file system can, and read what can be read without
         a copy, or very long with few: other reads gain more from what the system reads ahead of them."""
-        self._files.add(fd)
+        self._note(fd, _ADDED)
 
     def expect_jumps(self, fd: int) -> None:
         """Nothing is read ahead of this file: if it is added, all that is long is read so."""
-        self._jumps.add(fd)
+        self._note(fd, _JUMPS)
 
     def forget(self, fd: int) -> None:
         """The file is about to be closed."""
-        self._files.discard(fd)
-        self._jumps.discard(fd)
-        self._refused.discard(fd)
+        if fd < len(self._known):
+            self._known[fd] = 0
         twin = self._twins.pop(fd, None)
         if twin is not None:
             os.close(twin)
@@ -102,7 +100,7 @@ class DirectFiles:
         runs = list(_runs(views, offset, _down(offset), _up(offset + size)))
         copied = sum(run.nbytes for run in runs if run.memory is None)
         is_long = size >= LEAST_AHEAD_BYTES and 16 * copied <= size
-        is_quicker = size >= LEAST_COPIED_BYTES or 2 * copied < size if fd in self._jumps else is_long or not copied
+        is_quicker = size >= LEAST_COPIED_BYTES or 2 * copied < size if self._is(fd, _JUMPS) else is_long or not copied
         if not is_quicker:
             return 0
         return min(max(0, self._move(fd, views, offset, runs, is_write=False) - offset), size)
@@ -117,7 +115,14 @@ class DirectFiles:
         return begin, self._move(fd, views, offset, list(_runs(views, offset, begin, last)), is_write=True)
 
     def _takes(self, fd: int, size: int) -> bool:
-        return size >= LEAST_BYTES and fd in self._files and fd not in self._refused
+        return size >= LEAST_BYTES and self._is(fd, _ADDED) and not self._is(fd, _REFUSED)
+
+    def _is(self, fd: int, what: int) -> bool:
+        return fd < len(self._known) and bool(self._known[fd] & what)
+
+    def _note(self, fd: int, what: int) -> None:
+        self._known.extend(bytes(max(0, fd + 1 - len(self._known))))
+        self._known[fd] |= what
 
     def _move(self, fd: int, views: Sequence[memoryview], offset: int, runs: Sequence[_Run], *, is_write: bool) -> int:
         """Read or write runs that follow one another, up to the end of the file; where in the file that ended."""
@@ -137,7 +142,7 @@ class DirectFiles:
                     break
         except OSError as e:
             if e.errno in _NEVER:
-                self._refused.add(fd)
+                self._note(fd, _REFUSED)
             elif e.errno not in _NOT_NOW:
                 raise
         return at
@@ -145,10 +150,10 @@ class DirectFiles:
     def _twin(self, fd: int) -> int | None:
         """Made when it is first asked for. None where there can be none."""
         twin = self._twins.get(fd)
-        if twin is None and fd not in self._refused:
+        if twin is None and not self._is(fd, _REFUSED):
             made = _platform.reopen_direct(fd)
             if made is None:
-                self._refused.add(fd)
+                self._note(fd, _REFUSED)
                 return None
             twin = self._twins.setdefault(fd, made)
             if twin != made:  # another thread was first
