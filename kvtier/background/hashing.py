@@ -105,6 +105,8 @@ class ContentIds:
                 job.content_id = content_id_of(self._vault, job.block)
             except Exception:  # the worker comes upon it, too
                 log.debug("a block could not be hashed ahead", exc_info=True)
-            with self._changed:
-                job.is_done = True
-                self._changed.notify_all()
+            finally:
+                with self._changed:
+                    job.is_done = True
+                    self._changed.notify_all()
+            del job  # which keeps the block's memory

@@ -87,6 +87,24 @@ def test_they_are_those_found_at_once(ids: ContentIds, size: int) -> None:
     assert of(ids, late) == right(late), "of which nobody said that it comes"
 
 
+def test_nothing_is_kept_of_a_block_that_was_hashed(ids: ContentIds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is used again once nobody sees it."""
+    looks_on, next_job = threading.Semaphore(0), ids._next
+
+    def noted() -> object:
+        looks_on.release()
+        return next_job()
+
+    monkeypatch.setattr(ids, "_next", noted)
+    memory = bytearray(LEAST_BYTES)
+    item = Pending(1, 1, RamBlock(b"", b"k", 0, b"", (memoryview(memory),)))
+    ids.expect([item])
+    assert all(looks_on.acquire(timeout=60) for _ in range(2)), "when it begins, and behind the block"
+    assert of(ids, item) == right(item)
+    del item
+    memory.append(0)  # which fails while anyone sees it
+
+
 def test_only_long_blocks_are_handed_over(ids: ContentIds, held: Held) -> None:
     short, long, deletion = pending(0, LEAST_BYTES - 1), pending(1), Pending(2, 2, None)
     ids.expect([short, deletion, long])
