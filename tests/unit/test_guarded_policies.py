@@ -212,7 +212,7 @@ def test_a_tier_whose_policy_raises_goes_on(method: str, tmp_path: Path, monkeyp
         events, count, found = fill(made)
         assert events == [PolicyDisabled(where, "Failing", "RuntimeError: out of order")]
         assert count == 1
-        assert len(found) >= len(usual) - 2
+        assert len(found) >= len(usual) * 9 // 10  # how many pages the index takes is chance: ids are random
         assert found == {number: value(number) for number in found}
 
 
